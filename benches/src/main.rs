@@ -1,0 +1,3 @@
+//! The benchmark program of Dormouse.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! Durable workflows that are ordinary compiled programs: the dormouse command.
+
+fn main() {}

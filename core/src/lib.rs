@@ -1,0 +1,1 @@
+//! The Dormouse core: domain, store and instance server.

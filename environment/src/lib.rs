@@ -1,0 +1,1 @@
+//! The Dormouse environment: images, launcher, supervisor, wake scheduler, management server.

@@ -1,0 +1,1 @@
+//! Workflows somebody would really run.

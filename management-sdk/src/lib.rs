@@ -1,0 +1,1 @@
+//! Control Dormouse from other programs.

@@ -1,0 +1,1 @@
+//! SQL migrations of the Dormouse store, for SQLite and PostgreSQL.

@@ -1,0 +1,1 @@
+//! Wire types, framing, QUIC transport and TLS identities of Dormouse.

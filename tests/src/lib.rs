@@ -1,0 +1,1 @@
+//! Whole-system tests of Dormouse: real processes, real databases, real faults.
