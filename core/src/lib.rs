@@ -1,1 +1,11 @@
-//! The Dormouse core: domain, store and instance server.
+//! The Dormouse core: what an instance is, where it is stored, and the server that its
+//! process talks to.
+//!
+//! - [`domain`]: pure types and transitions. No clock, no IO, no randomness.
+//! - `store`: all SQL, over SQLite and PostgreSQL; decides nothing itself.
+//! - `server`: the instance protocol on port 8001.
+//!
+//! This crate never sees a process: launching and supervising is `dormouse-environment`.
+
+pub mod domain;
+pub mod limits;
