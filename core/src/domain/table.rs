@@ -91,7 +91,7 @@ fn shape(life: &Life) {
     match life.status() {
         Status::Pending => assert!(wake.is_some() && life.waits().is_none(), "{life:?}"),
         Status::Running => {
-            assert!(wake.is_none() && life.node().is_some() && life.waits().is_none(), "{life:?}")
+            assert!(wake.is_none() && life.node().is_some() && life.waits().is_none(), "{life:?}");
         }
         Status::Suspended => {
             let waits = life.waits().expect("a suspended instance waits for something");
@@ -116,7 +116,7 @@ fn invariant_7_every_answer_has_a_shape_that_cannot_be_stuck() {
                     && life.status() == Status::Suspended
                     && matches!(cancel, Cancel::Asked { .. })
             };
-            let states = every_state().into_iter().map(|state| Life { cancel, paused, ..state });
+            let states = every_state().into_iter().map(|state| Life { paused, cancel, ..state });
             for life in states.filter(|life| !asleep_and_asked(life)) {
                 for next in every_answer(&life) {
                     shape(&next);
