@@ -1,0 +1,415 @@
+//! The server's end.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use quinn::{Connection, ConnectionError, RecvStream};
+use tokio::sync::OnceCell;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::timeout;
+
+use super::budget::{Budget, Share};
+use super::outbox::{Outbox, send_alone};
+use super::{CallError, Closing, Frame, Protocol, Refusal};
+use crate::code::Code;
+use crate::frame::{self, FrameReader};
+use crate::limits;
+
+/// The server's end of a connection: hands out requests, in the order in which they have arrived whole.
+pub struct Callee<P: Protocol> {
+    link: Arc<Link<P>>,
+    hello: P::Up,
+    reader: FrameReader<RecvStream>,
+    budget: Budget,
+    /// The share of the main stream's next frame.
+    share: Share,
+    /// Large frames on their way, at most [`limits::BULK_STREAMS`].
+    bulk: JoinSet<Result<Call<P>, CallError>>,
+}
+
+/// A request. It counts as in flight until it is answered, dismissed or dropped.
+#[derive(Debug)]
+pub struct Call<P: Protocol> {
+    /// The request.
+    pub frame: P::Up,
+    answer: Answer<P>,
+}
+
+/// The right to answer one request. Dropped without an answer, it answers [`Code::Internal`], so that nobody
+/// waits for ever.
+pub struct Answer<P: Protocol> {
+    id: u64,
+    replies: Replies<P>,
+    open: bool,
+    _share: Share,
+}
+
+/// Sends to the client: answers, through [`Answer`], and pushes. Cheap to clone; when the last clone and the
+/// [`Callee`] are dropped, the connection ends.
+pub struct Replies<P: Protocol> {
+    link: Arc<Link<P>>,
+}
+
+struct Link<P: Protocol> {
+    connection: Connection,
+    answers: Arc<Outbox>,
+    /// The stream of pushes, opened by the first one.
+    pushes: OnceCell<Arc<Outbox>>,
+    /// Tasks that send large frames.
+    large: Mutex<JoinSet<()>>,
+    protocol: std::marker::PhantomData<fn() -> P>,
+}
+
+impl<P: Protocol> Callee<P> {
+    /// Waits for the client's stream and its Hello, at most [`limits::HELLO_TIMEOUT`], and checks the version.
+    ///
+    /// A version that is not spoken is refused by an answer and by the reason of the closed connection.
+    pub async fn accept(connection: Connection) -> Result<Self, CallError> {
+        let hello = timeout(limits::HELLO_TIMEOUT, Self::hear(&connection)).await.unwrap_or_else(|_| {
+            let reason = format!("it said no hello within {:?}", limits::HELLO_TIMEOUT);
+            Err(CallError::Malformed { reason })
+        });
+        let (link, reader, hello) = match hello {
+            Ok(heard) => heard,
+            Err(error) => {
+                connection.close(Closing::Malformed.wire(), error.to_string().as_bytes());
+                return Err(error);
+            }
+        };
+        if let Err(refusal) = check_hello::<P>(&hello) {
+            Replies { link }.refuse(hello.id(), refusal.clone()).await;
+            return Err(CallError::Refused { code: refusal.code, message: refusal.message });
+        }
+        Ok(Self { link, hello, reader, budget: Budget::new(), share: Share::default(), bulk: JoinSet::new() })
+    }
+
+    async fn hear(
+        connection: &Connection,
+    ) -> Result<(Arc<Link<P>>, FrameReader<RecvStream>, P::Up), CallError> {
+        let (sender, receiver) =
+            connection.accept_bi().await.map_err(|error| CallError::of_connection(&error))?;
+        let failed = |error| CallError::of_frame(&error, connection);
+        let mut reader = FrameReader::new(receiver);
+        if reader.length(limits::FRAME_MAX_BYTES).await.map_err(failed)?.is_none() {
+            return Err(CallError::Malformed { reason: "its stream ended before the hello".to_owned() });
+        }
+        let hello = frame::decode(reader.body().await.map_err(failed)?).map_err(failed)?;
+        let link = Link {
+            connection: connection.clone(),
+            answers: Outbox::new(sender),
+            pushes: OnceCell::new(),
+            large: Mutex::new(JoinSet::new()),
+            protocol: std::marker::PhantomData,
+        };
+        Ok((Arc::new(link), reader, hello))
+    }
+
+    /// The client's first frame.
+    pub fn hello(&self) -> &P::Up {
+        &self.hello
+    }
+
+    /// Waits for the next request; `None`: the client has closed. May be dropped at any moment.
+    ///
+    /// Waits also while [`limits::REQUESTS_IN_FLIGHT`] or [`limits::BYTES_IN_FLIGHT`] are without an answer. After an
+    /// error the connection is closed.
+    pub async fn next(&mut self) -> Result<Option<Call<P>>, CallError> {
+        let next = self.receive().await;
+        if let Err(error @ CallError::Malformed { .. }) = &next {
+            self.link.connection.close(Closing::Malformed.wire(), error.to_string().as_bytes());
+        }
+        next
+    }
+
+    async fn receive(&mut self) -> Result<Option<Call<P>>, CallError> {
+        let Self { link, reader, budget, share, bulk, .. } = self;
+        let mut ended = false;
+        loop {
+            tokio::select! {
+                arrived = receive_next(link, reader, budget, share), if !ended => match arrived? {
+                    Some(frame) => return call(link, frame, std::mem::take(share)).map(Some),
+                    // Large frames may still be on their way.
+                    None => ended = true,
+                },
+                stream = link.connection.accept_uni(), if bulk.len() < limits::BULK_STREAMS as usize => match stream {
+                    Ok(stream) => {
+                        bulk.spawn(receive_alone(Arc::clone(link), stream, budget.clone()));
+                    }
+                    Err(error) => return ending(&error),
+                },
+                Some(arrived) = bulk.join_next() => return joined(arrived).map(Some),
+            }
+        }
+    }
+
+    /// Sends to this client.
+    pub fn replies(&self) -> Replies<P> {
+        Replies { link: Arc::clone(&self.link) }
+    }
+
+    /// The client's address.
+    pub fn remote(&self) -> SocketAddr {
+        self.link.connection.remote_address()
+    }
+}
+
+impl<P: Protocol> Call<P> {
+    /// Answers. The frame's id is set here. Resolves when the answer is handed to the connection, which waits
+    /// while the client reads slowly; the request counts as in flight until then.
+    ///
+    /// An answer that is too large is replaced by [`Code::Internal`], and is an error here too.
+    pub async fn reply(self, frame: P::Down) -> Result<(), CallError> {
+        self.answer.reply(frame).await
+    }
+
+    /// The request and the right to answer it.
+    pub fn into_parts(self) -> (P::Up, Answer<P>) {
+        (self.frame, self.answer)
+    }
+}
+
+impl<P: Protocol> Answer<P> {
+    /// As [`Call::reply`].
+    pub async fn reply(mut self, mut frame: P::Down) -> Result<(), CallError> {
+        frame.set_id(self.id);
+        let bytes = match frame::encode(&frame) {
+            Ok(bytes) => bytes,
+            // Dropping `self` tells the client.
+            Err(error) => return Err(CallError::of_encoding(&error)),
+        };
+        drop(frame);
+        self.open = false;
+        self.replies.transmit(bytes).await
+    }
+
+    /// Says that this request needs no answer (a heartbeat).
+    pub fn dismiss(mut self) {
+        self.open = false;
+    }
+}
+
+impl<P: Protocol> Drop for Answer<P> {
+    fn drop(&mut self) {
+        if !self.open {
+            return;
+        }
+        let message = "the service could not form an answer; see its log";
+        let mut frame = P::refuse(Refusal::new(Code::Internal, message));
+        frame.set_id(self.id);
+        if let Ok(bytes) = frame::encode(&frame) {
+            // An error: the connection is gone, and with it whoever waits.
+            drop(self.replies.link.answers.send(bytes));
+        }
+    }
+}
+
+impl<P: Protocol> Replies<P> {
+    /// Sends a push (its id is set to 0) on the stream of pushes. Resolves when it is handed to the connection: a
+    /// client that reads slowly makes this wait, so whoever pushes keeps only the newest truth meanwhile.
+    pub async fn push(&self, mut frame: P::Down) -> Result<(), CallError> {
+        frame.set_id(0);
+        let bytes = frame::encode(&frame).map_err(|error| CallError::of_encoding(&error))?;
+        let link = &self.link;
+        let open = || async {
+            let stream = link.connection.open_uni().await;
+            stream.map(Outbox::new).map_err(|error| CallError::of_connection(&error))
+        };
+        let pushes = link.pushes.get_or_try_init(open).await?;
+        let ticket = pushes.send(bytes)?;
+        pushes.written(ticket).await
+    }
+
+    /// Closes at once. Answers that the client has not acknowledged may get lost.
+    pub fn close(&self, closing: Closing, reason: &str) {
+        self.link.connection.close(closing.wire(), reason.as_bytes());
+    }
+
+    /// Lets the client have the answers and pushes that were sent, then closes. Waits at most
+    /// [`limits::FAREWELL_TIMEOUT`].
+    pub async fn finish_and_close(&self, closing: Closing, reason: &str) {
+        let flushed = async {
+            if let Some(pushes) = self.link.pushes.get() {
+                pushes.finish().await?;
+            }
+            self.link.answers.finish().await
+        };
+        tokio::select! {
+            // Either outcome: what could be delivered is.
+            _ = timeout(limits::FAREWELL_TIMEOUT, flushed) => {}
+            _ = self.link.connection.closed() => {}
+        }
+        self.close(closing, reason);
+    }
+
+    /// Waits until the connection has ended, and says why.
+    pub async fn closed(&self) -> CallError {
+        CallError::of_connection(&self.link.connection.closed().await)
+    }
+
+    /// Answers a Hello that is refused, and closes.
+    async fn refuse(&self, id: u64, refusal: Refusal) {
+        let reason = refusal.reason();
+        let mut frame = P::refuse(refusal);
+        frame.set_id(id);
+        if let Ok(bytes) = frame::encode(&frame) {
+            // An error: the client has gone already.
+            drop(self.transmit(bytes).await);
+        }
+        self.finish_and_close(Closing::Refused, &reason).await;
+    }
+
+    async fn transmit(&self, bytes: Vec<u8>) -> Result<(), CallError> {
+        let link = &self.link;
+        if bytes.len() - frame::PREFIX_BYTES <= limits::FRAME_MAX_BYTES {
+            let ticket = link.answers.send(bytes)?;
+            return link.answers.written(ticket).await;
+        }
+        let (done, sent) = tokio::sync::oneshot::channel();
+        let connection = link.connection.clone();
+        {
+            let mut large = link.large.lock().unwrap_or_else(PoisonError::into_inner);
+            while large.try_join_next().is_some() {}
+            large.spawn(async move {
+                // An error: whoever answered was dropped.
+                drop(done.send(send_alone(&connection, &bytes).await));
+            });
+        }
+        sent.await.unwrap_or_else(|_| Err(CallError::Lost { reason: "the answer was given up".to_owned() }))
+    }
+}
+
+impl<P: Protocol> Drop for Link<P> {
+    fn drop(&mut self) {
+        // Does nothing if it was closed before, with a reason.
+        self.connection.close(Closing::Done.wire(), b"");
+    }
+}
+
+fn check_hello<P: Protocol>(hello: &P::Up) -> Result<(), Refusal> {
+    let spoken = match (P::OLDEST_VERSION, P::VERSION) {
+        (oldest, newest) if oldest == newest => format!("version {newest}"),
+        (oldest, newest) => format!("versions {oldest} to {newest}"),
+    };
+    let name = P::NAME;
+    match P::hello_version(hello) {
+        _ if hello.id() == 0 => Err(Refusal::new(
+            Code::InvalidArgument,
+            "the hello has id 0, which is kept for pushes; choose another",
+        )),
+        Some(version) if (P::OLDEST_VERSION..=P::VERSION).contains(&version) => Ok(()),
+        Some(version) => Err(Refusal::new(
+            Code::Unimplemented,
+            format!(
+                "version {version} of the {name} is not spoken here, {spoken} is; use a release that speaks it"
+            ),
+        )),
+        None => Err(Refusal::new(
+            Code::InvalidArgument,
+            format!("the first frame is no hello; say hello with {spoken} of the {name} first"),
+        )),
+    }
+}
+
+/// The next frame of the main stream. May be dropped at any moment: `share` keeps what was acquired.
+async fn receive_next<P: Protocol>(
+    link: &Link<P>,
+    reader: &mut FrameReader<RecvStream>,
+    budget: &Budget,
+    share: &mut Share,
+) -> Result<Option<P::Up>, CallError> {
+    let failed = |error| CallError::of_frame(&error, &link.connection);
+    budget.request(share).await;
+    let Some(bytes) = reader.length(limits::FRAME_MAX_BYTES).await.map_err(failed)? else {
+        return Ok(None);
+    };
+    budget.bytes(share, bytes).await;
+    let body = if reader.is_whole() {
+        reader.body().await
+    } else {
+        // The deadline starts again when this future is dropped and made anew; what it then guards is at
+        // most one frame of the main stream.
+        timeout(limits::FRAME_TIMEOUT, reader.body()).await.map_err(|_| too_slow())?
+    };
+    frame::decode(body.map_err(failed)?).map(Some).map_err(failed)
+}
+
+/// A large frame, alone on its stream.
+async fn receive_alone<P: Protocol>(
+    link: Arc<Link<P>>,
+    stream: RecvStream,
+    budget: Budget,
+) -> Result<Call<P>, CallError> {
+    let failed = |error| CallError::of_frame(&error, &link.connection);
+    let mut reader = FrameReader::new(stream);
+    let mut share = Share::default();
+    let length = timeout(limits::FRAME_TIMEOUT, reader.length(limits::BULK_FRAME_MAX_BYTES));
+    let Some(bytes) = length.await.map_err(|_| too_slow())?.map_err(failed)? else {
+        return Err(CallError::Malformed {
+            reason: "a stream for a large frame ended without one".to_owned(),
+        });
+    };
+    budget.request(&mut share).await;
+    budget.bytes(&mut share, bytes).await;
+    let whole = async {
+        let body = reader.body().await?;
+        reader.end().await?;
+        frame::decode(body)
+    };
+    let frame = timeout(limits::FRAME_TIMEOUT, whole).await.map_err(|_| too_slow())?.map_err(failed)?;
+    call(&link, frame, share)
+}
+
+fn call<P: Protocol>(link: &Arc<Link<P>>, frame: P::Up, share: Share) -> Result<Call<P>, CallError> {
+    let id = frame.id();
+    if id == 0 {
+        return Err(CallError::Malformed {
+            reason: "a request has id 0, which is kept for pushes".to_owned(),
+        });
+    }
+    let replies = Replies { link: Arc::clone(link) };
+    Ok(Call { frame, answer: Answer { id, replies, open: true, _share: share } })
+}
+
+fn joined<P: Protocol>(arrived: Result<Result<Call<P>, CallError>, JoinError>) -> Result<Call<P>, CallError> {
+    match arrived {
+        Ok(arrived) => arrived,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+/// Tells an orderly end from a loss.
+fn ending<T>(error: &ConnectionError) -> Result<Option<T>, CallError> {
+    match error {
+        ConnectionError::ApplicationClosed(close) if close.error_code == Closing::Done.wire() => Ok(None),
+        other => Err(CallError::of_connection(other)),
+    }
+}
+
+fn too_slow() -> CallError {
+    CallError::Malformed { reason: format!("a frame took longer than {:?}", limits::FRAME_TIMEOUT) }
+}
+
+impl<P: Protocol> Clone for Replies<P> {
+    fn clone(&self) -> Self {
+        Self { link: Arc::clone(&self.link) }
+    }
+}
+
+impl<P: Protocol> fmt::Debug for Callee<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Callee").field("connection", &self.link.connection).finish_non_exhaustive()
+    }
+}
+
+impl<P: Protocol> fmt::Debug for Answer<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Answer").field("id", &self.id).field("open", &self.open).finish_non_exhaustive()
+    }
+}
+
+impl<P: Protocol> fmt::Debug for Replies<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Replies").field("connection", &self.link.connection).finish_non_exhaustive()
+    }
+}

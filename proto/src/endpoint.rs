@@ -1,0 +1,407 @@
+//! The one place that configures quinn and rustls: TLS 1.3 by ring, ALPN, windows, time-outs, sockets.
+//!
+//! The provider is named here and passed on; the process default is neither set nor read, so that a workflow
+//! may bring its own. A server proves itself by a certificate of the cluster's authority under a constant
+//! name, whatever its address.
+
+use std::fmt;
+use std::io;
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig};
+use quinn::{ConnectionError, EndpointConfig, TokioRuntime, TransportConfig, VarInt};
+use rustls::RootCertStore;
+use rustls::client::Resumption;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::time::timeout;
+
+use crate::call::Protocol;
+use crate::code::{Code, Coded};
+use crate::limits;
+
+/// The name in the certificate of every core replica.
+pub const CORE_NAME: &str = "core.dormouse";
+
+/// The name in the certificate of every environment.
+pub const ENVIRONMENT_NAME: &str = "environment.dormouse";
+
+/// The environment variable that, set to `off`, turns UDP segmentation offload off: some kernels and network
+/// cards lose what is sent with it.
+pub const SEGMENTATION_OFFLOAD_VARIABLE: &str = "DORMOUSE_QUIC_SEGMENTATION_OFFLOAD";
+
+/// A certificate with its key, as PEM.
+#[derive(Clone)]
+pub struct Identity {
+    /// The certificate, and those between it and the authority's, if any.
+    pub certificate_pem: String,
+    /// The private key, PKCS#8.
+    pub key_pem: String,
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity").field("certificate_pem", &self.certificate_pem).finish_non_exhaustive()
+    }
+}
+
+impl Identity {
+    /// Reads both files.
+    pub fn load(certificate: &Path, key: &Path) -> Result<Self, TlsError> {
+        let read = |path: &Path| {
+            std::fs::read_to_string(path)
+                .map_err(|source| TlsError::Read { path: path.display().to_string(), source })
+        };
+        Ok(Self { certificate_pem: read(certificate)?, key_pem: read(key)? })
+    }
+
+    fn chain(&self) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+        certificates("certificate", &self.certificate_pem)
+    }
+
+    fn key(&self) -> Result<PrivateKeyDer<'static>, TlsError> {
+        PrivateKeyDer::from_pem_slice(self.key_pem.as_bytes())
+            .map_err(|source| TlsError::Pem { what: "private key", source })
+    }
+}
+
+/// Why a TLS configuration could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file could not be read.
+    #[error("{path} cannot be read; it should be a PEM file")]
+    Read {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A text is no PEM, or holds something else.
+    #[error("the {what} is not readable as PEM; issue it again")]
+    Pem {
+        /// What it should be.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: rustls::pki_types::pem::Error,
+    },
+    /// A PEM text holds nothing.
+    #[error("the {what} is empty; issue it again")]
+    Empty {
+        /// What it should be.
+        what: &'static str,
+    },
+    /// Certificate and key do not fit, or the authority is none.
+    #[error("the certificates are not usable; issue them again")]
+    Unusable(#[source] rustls::Error),
+    /// The list of accepted client certificates could not be made.
+    #[error("the authority for client certificates is not usable; issue it again")]
+    Clients(#[source] rustls::client::VerifierBuilderError),
+    /// The provider lacks what QUIC needs.
+    #[error("the TLS provider lacks the cipher suite that QUIC starts with; this is a defect of the build")]
+    Provider(#[source] NoInitialCipherSuite),
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The address is malformed or its name is unknown.
+    #[error("{address} is not a known address; give host:port")]
+    Address {
+        /// The address.
+        address: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Nobody answers there in time.
+    #[error("nobody answers at {address}; check that the service runs there and that UDP passes")]
+    Silent {
+        /// The address.
+        address: String,
+    },
+    /// The peer is not whom we trust, or speaks another protocol.
+    #[error(
+        "the service at {address} is not the expected one: {reason}; check the address and the authority"
+    )]
+    Untrusted {
+        /// The address.
+        address: String,
+        /// What TLS says.
+        reason: String,
+    },
+    /// The peer refused, or the network failed.
+    #[error("no connection to {address}: {reason}")]
+    Failed {
+        /// The address.
+        address: String,
+        /// What happened.
+        reason: String,
+    },
+}
+
+impl Coded for ConnectError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Address { .. } => Code::InvalidArgument,
+            Self::Silent { .. } | Self::Failed { .. } => Code::Unavailable,
+            Self::Untrusted { .. } => Code::Unauthenticated,
+        }
+    }
+}
+
+/// How connections behave. The defaults are those of [`limits`].
+#[derive(Clone, Debug)]
+pub struct Transport {
+    /// A connection without a sign of the peer for so long is lost.
+    pub idle_timeout: Duration,
+    /// A quiet connection shows a sign this often.
+    pub keep_alive: Duration,
+    /// Whether the kernel may cut large sends into datagrams.
+    pub segmentation_offload: bool,
+}
+
+impl Default for Transport {
+    /// Reads [`SEGMENTATION_OFFLOAD_VARIABLE`].
+    fn default() -> Self {
+        let offload = std::env::var_os(SEGMENTATION_OFFLOAD_VARIABLE);
+        Self {
+            idle_timeout: limits::IDLE_TIMEOUT,
+            keep_alive: limits::KEEP_ALIVE,
+            segmentation_offload: offload.is_none_or(|value| value != "off"),
+        }
+    }
+}
+
+impl Transport {
+    fn config(&self) -> Arc<TransportConfig> {
+        let idle = self.idle_timeout.try_into().expect("an idle time-out is far below 2^62 ms");
+        let mut config = TransportConfig::default();
+        config
+            .max_idle_timeout(Some(idle))
+            .keep_alive_interval(Some(self.keep_alive))
+            .max_concurrent_bidi_streams(VarInt::from_u32(1))
+            .max_concurrent_uni_streams(VarInt::from_u32(limits::BULK_STREAMS))
+            .stream_receive_window(VarInt::from_u32(limits::STREAM_WINDOW_BYTES))
+            .receive_window(VarInt::from_u32(limits::CONNECTION_WINDOW_BYTES))
+            .send_window(limits::SEND_WINDOW_BYTES)
+            .datagram_receive_buffer_size(None)
+            .enable_segmentation_offload(self.segmentation_offload)
+            // A first packet to a service that is just starting is repeated after 0.3 s, not after 1 s.
+            .initial_rtt(Duration::from_millis(100));
+        Arc::new(config)
+    }
+}
+
+/// An endpoint for outgoing connections, on a port of the system's choice. Must be called inside a tokio
+/// runtime.
+pub fn client_endpoint() -> io::Result<quinn::Endpoint> {
+    // Reaches IPv4 too; a machine without IPv6 has only the second.
+    let any = SocketAddr::V6(SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, 0, 0, 0));
+    let socket = UdpSocket::bind(any).or_else(|_| UdpSocket::bind("0.0.0.0:0"))?;
+    quinn::Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(TokioRuntime))
+}
+
+/// How to connect: trusts the authority alone, and shows `identity` if the server asks for one.
+pub fn client_config<P: Protocol>(
+    authority_pem: &str,
+    identity: Option<&Identity>,
+) -> Result<quinn::ClientConfig, TlsError> {
+    client_config_with::<P>(authority_pem, identity, &Transport::default())
+}
+
+/// As [`client_config`], with another transport.
+pub fn client_config_with<P: Protocol>(
+    authority_pem: &str,
+    identity: Option<&Identity>,
+    transport: &Transport,
+) -> Result<quinn::ClientConfig, TlsError> {
+    let builder = rustls::ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(TlsError::Unusable)?
+        .with_root_certificates(roots(authority_pem)?);
+    let mut tls = match identity {
+        Some(identity) => {
+            builder.with_client_auth_cert(identity.chain()?, identity.key()?).map_err(TlsError::Unusable)?
+        }
+        None => builder.with_no_client_auth(),
+    };
+    tls.alpn_protocols = vec![P::ALPN.to_vec()];
+    // A ticket cannot be handed to another process, and a process seldom connects twice.
+    tls.resumption = Resumption::disabled();
+    let crypto = QuicClientConfig::try_from(tls).map_err(TlsError::Provider)?;
+    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+    config.transport_config(transport.config());
+    Ok(config)
+}
+
+/// Connects to `address` (`host:port`), whose certificate must say `server_name`. Tries each address that the
+/// host has, each for at most [`limits::CONNECT_TIMEOUT`]. Dropping the future gives the attempt up.
+pub async fn connect(
+    endpoint: &quinn::Endpoint,
+    config: quinn::ClientConfig,
+    address: &str,
+    server_name: &str,
+) -> Result<quinn::Connection, ConnectError> {
+    let mut failure = None;
+    for candidate in resolve(address).await? {
+        match connect_to(endpoint, config.clone(), candidate, server_name).await {
+            Ok(connection) => return Ok(connection),
+            Err(error) => failure = Some(error),
+        }
+    }
+    Err(failure.unwrap_or_else(|| ConnectError::Address {
+        address: address.to_owned(),
+        source: io::Error::new(io::ErrorKind::NotFound, "the name has no address"),
+    }))
+}
+
+async fn resolve(address: &str) -> Result<Vec<SocketAddr>, ConnectError> {
+    // The usual case takes no thread for a look-up.
+    if let Ok(address) = address.parse() {
+        return Ok(vec![address]);
+    }
+    let found = tokio::net::lookup_host(address).await;
+    found
+        .map(Iterator::collect)
+        .map_err(|source| ConnectError::Address { address: address.to_owned(), source })
+}
+
+async fn connect_to(
+    endpoint: &quinn::Endpoint,
+    config: quinn::ClientConfig,
+    address: SocketAddr,
+    server_name: &str,
+) -> Result<quinn::Connection, ConnectError> {
+    let failed = |reason: String| ConnectError::Failed { address: address.to_string(), reason };
+    let connecting =
+        endpoint.connect_with(config, address, server_name).map_err(|error| failed(error.to_string()))?;
+    match timeout(limits::CONNECT_TIMEOUT, connecting).await {
+        Ok(Ok(connection)) => Ok(connection),
+        Ok(Err(ConnectionError::TimedOut)) | Err(_) => {
+            Err(ConnectError::Silent { address: address.to_string() })
+        }
+        Ok(Err(error)) if is_tls(&error) => {
+            Err(ConnectError::Untrusted { address: address.to_string(), reason: error.to_string() })
+        }
+        Ok(Err(error)) => Err(failed(error.to_string())),
+    }
+}
+
+/// Whether TLS ended a handshake: QUIC's codes 0x100 to 0x1ff are TLS alerts.
+fn is_tls(error: &ConnectionError) -> bool {
+    let code = match error {
+        ConnectionError::TransportError(error) => u64::from(error.code),
+        ConnectionError::ConnectionClosed(close) => u64::from(close.error_code),
+        _ => return false,
+    };
+    (0x100..0x200).contains(&code)
+}
+
+/// An endpoint that accepts connections at `address`, as `identity`. With `clients`, the PEM of an authority,
+/// a client must show a certificate of it that is meant for clients. Must be called inside a tokio runtime.
+#[cfg(feature = "server")]
+pub fn server_endpoint<P: Protocol>(
+    address: SocketAddr,
+    identity: &Identity,
+    clients: Option<&str>,
+) -> Result<quinn::Endpoint, ServerError> {
+    let config = server_config::<P>(identity, clients, &Transport::default())?;
+    let socket = server_socket(address).map_err(|source| ServerError::Bind { address, source })?;
+    quinn::Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(TokioRuntime))
+        .map_err(|source| ServerError::Bind { address, source })
+}
+
+/// Why a server endpoint could not be made.
+#[cfg(feature = "server")]
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The certificates are not usable.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The address cannot be bound.
+    #[error("cannot listen on {address} (UDP); choose another address or end what listens there")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What a server speaks and how; for `Endpoint::set_server_config` when a certificate was renewed.
+#[cfg(feature = "server")]
+pub fn server_config<P: Protocol>(
+    identity: &Identity,
+    clients: Option<&str>,
+    transport: &Transport,
+) -> Result<quinn::ServerConfig, TlsError> {
+    use quinn::crypto::rustls::QuicServerConfig;
+    use rustls::server::WebPkiClientVerifier;
+
+    let builder = rustls::ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(TlsError::Unusable)?;
+    let builder = match clients {
+        Some(authority_pem) => {
+            let roots = Arc::new(roots(authority_pem)?);
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider()).build();
+            builder.with_client_cert_verifier(verifier.map_err(TlsError::Clients)?)
+        }
+        None => builder.with_no_client_auth(),
+    };
+    let mut tls = builder.with_single_cert(identity.chain()?, identity.key()?).map_err(TlsError::Unusable)?;
+    tls.alpn_protocols = vec![P::ALPN.to_vec()];
+    // Nobody resumes (see `client_config`): tickets would be made and stored for nothing.
+    tls.send_tls13_tickets = 0;
+    let crypto = QuicServerConfig::try_from(tls).map_err(TlsError::Provider)?;
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    config.transport_config(transport.config()).max_incoming(limits::HANDSHAKES);
+    Ok(config)
+}
+
+/// One socket serves all connections, so its buffers are raised as far as the kernel allows.
+#[cfg(feature = "server")]
+fn server_socket(address: SocketAddr) -> io::Result<UdpSocket> {
+    use socket2::{Domain, Protocol, Socket, Type};
+
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    for (name, result) in [
+        ("receive", socket.set_recv_buffer_size(limits::SOCKET_BUFFER_BYTES)),
+        ("send", socket.set_send_buffer_size(limits::SOCKET_BUFFER_BYTES)),
+    ] {
+        if let Err(error) = result {
+            tracing::warn!(%error, "the socket keeps its {name} buffer");
+        }
+    }
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+/// The one TLS provider of the whole tree.
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn roots(authority_pem: &str) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates("authority's certificate", authority_pem)? {
+        roots.add(certificate).map_err(TlsError::Unusable)?;
+    }
+    Ok(roots)
+}
+
+fn certificates(what: &'static str, pem: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    let found = found.map_err(|source| TlsError::Pem { what, source })?;
+    if found.is_empty() { Err(TlsError::Empty { what }) } else { Ok(found) }
+}
