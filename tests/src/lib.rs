@@ -1,1 +1,15 @@
 //! Whole-system tests of Dormouse: real processes, real databases, real faults.
+//!
+//! This library is the means: it starts the workspace's services on a data directory and a
+//! database of their own ([`cluster`]), kills what a test wants killed ([`fault`], [`postgres`]),
+//! and waits for states ([`wait`]). The tests are in `tests/all`, one binary, a module each.
+//!
+//! It never looks into a service: what a test knows it knows from the management protocol, from
+//! the kernel, or from files that a workflow wrote.
+
+pub mod binaries;
+// pub mod cluster;
+pub mod fault;
+pub mod postgres;
+pub mod process;
+pub mod wait;
