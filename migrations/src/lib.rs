@@ -101,7 +101,8 @@ mod tests {
         for line in text.lines() {
             if let Some(name) = line.strip_prefix("CREATE TABLE ") {
                 table = name.trim_end_matches(" (");
-            } else if let Some(rest) = line.strip_prefix("    ").filter(|rest| !rest.starts_with([' ', 'C'])) {
+            } else if let Some(rest) = line.strip_prefix("    ").filter(|rest| !rest.starts_with([' ', 'C']))
+            {
                 let column = rest.split(' ').next().unwrap_or_default();
                 let bound = if rest.contains("NOT NULL") { "NOT NULL" } else { "" };
                 found.push(format!("{table}.{column} {bound}"));

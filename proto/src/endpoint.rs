@@ -168,6 +168,7 @@ pub struct Transport {
 
 impl Default for Transport {
     /// Reads [`SEGMENTATION_OFFLOAD_VARIABLE`].
+    #[expect(clippy::disallowed_methods, reason = "a switch against broken drivers, for every program alike")]
     fn default() -> Self {
         let offload = std::env::var_os(SEGMENTATION_OFFLOAD_VARIABLE);
         Self {
