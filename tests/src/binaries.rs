@@ -28,18 +28,26 @@ fn profile_directory() -> PathBuf {
     let test = env::current_exe().expect("a test has a path");
     // target/PROFILE/deps/test-HASH, or target/PROFILE/program.
     let folder = test.parent().expect("it is in a folder");
-    let folder = if folder.ends_with("deps") { folder.parent().expect("deps is in a folder") } else { folder };
+    let folder =
+        if folder.ends_with("deps") { folder.parent().expect("deps is in a folder") } else { folder };
     folder.to_path_buf()
 }
 
 fn is_current(program: &Path) -> Result<(), String> {
     let built = modified(program).ok_or_else(|| format!("{} is not built", program.display()))?;
     let listing = program.with_extension("d");
-    let text = fs::read_to_string(&listing)
-        .map_err(|error| format!("cannot tell whether {} is current: {}: {error}", program.display(), listing.display()))?;
+    let text = fs::read_to_string(&listing).map_err(|error| {
+        format!("cannot tell whether {} is current: {}: {error}", program.display(), listing.display())
+    })?;
     for source in sources(&text) {
         match modified(&source) {
-            None => return Err(format!("{} was built from {}, which is gone", program.display(), source.display())),
+            None => {
+                return Err(format!(
+                    "{} was built from {}, which is gone",
+                    program.display(),
+                    source.display()
+                ));
+            }
             Some(changed) if changed > built => {
                 return Err(format!("{} is older than {}", program.display(), source.display()));
             }

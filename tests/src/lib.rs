@@ -7,6 +7,11 @@
 //! It never looks into a service: what a test knows it knows from the management protocol, from
 //! the kernel, or from files that a workflow wrote.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "tests start processes, read where their server is, and measure how long they wait"
+)]
+
 pub mod binaries;
 // pub mod cluster;
 pub mod fault;

@@ -76,7 +76,10 @@ impl Server {
                 chown(&path, Some(user.uid.as_raw()), Some(user.gid.as_raw())).expect("root may");
             }
         }
-        server.run("initdb", &["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]);
+        server.run(
+            "initdb",
+            &["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"],
+        );
         let settings = format!(
             "listen_addresses = ''\nunix_socket_directories = '{}'\nmax_connections = 100\n",
             server.dir.join("socket").display()
@@ -139,11 +142,16 @@ impl Server {
         // Not a pipe: the server would keep it open, and its end would never come.
         let output = self.dir.join(format!("{program}.out"));
         let file = fs::File::create(&output).expect("own directory");
-        command.current_dir("/").stdin(Stdio::null()).stdout(file.try_clone().expect("a descriptor")).stderr(file);
+        command
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().expect("a descriptor"))
+            .stderr(file);
         if let Some(user) = server_user() {
             command.uid(user.uid.as_raw()).gid(user.gid.as_raw());
         }
-        let status = command.status().unwrap_or_else(|error| panic!("{}: {error}", self.bin.join(program).display()));
+        let status =
+            command.status().unwrap_or_else(|error| panic!("{}: {error}", self.bin.join(program).display()));
         if !status.success() {
             let said = fs::read_to_string(&output).unwrap_or_default();
             let log = fs::read_to_string(self.data().join("server.log")).unwrap_or_default();

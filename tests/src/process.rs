@@ -33,7 +33,8 @@ impl Pid {
 
     /// Whether it still runs. A process that ended and was not waited for does not.
     pub fn is_alive(self) -> bool {
-        stat(self.number).is_some_and(|(state, started)| started == self.started && state != 'Z' && state != 'X')
+        stat(self.number)
+            .is_some_and(|(state, started)| started == self.started && state != 'Z' && state != 'X')
     }
 
     /// Its children.
@@ -52,7 +53,10 @@ pub fn with_variable(name: &str) -> Vec<(String, Pid)> {
 fn variable(number: i32, name: &str) -> Option<String> {
     let environment = fs::read(format!("/proc/{number}/environ")).ok()?;
     let variables = environment.split(|byte| *byte == 0).filter_map(|entry| std::str::from_utf8(entry).ok());
-    variables.filter_map(|entry| entry.split_once('=')).find(|(n, _)| *n == name).map(|(_, value)| value.to_owned())
+    variables
+        .filter_map(|entry| entry.split_once('='))
+        .find(|(n, _)| *n == name)
+        .map(|(_, value)| value.to_owned())
 }
 
 fn numbers() -> Vec<i32> {
@@ -96,7 +100,8 @@ impl Service {
             command.env_remove(variable);
         }
         command.stdin(Stdio::null()).stdout(file.try_clone().expect("a descriptor")).stderr(file);
-        let child = command.process_group(0).spawn().unwrap_or_else(|error| panic!("{}: {error}", program.display()));
+        let child =
+            command.process_group(0).spawn().unwrap_or_else(|error| panic!("{}: {error}", program.display()));
         let number = i32::try_from(child.id()).expect("a pid fits");
         let pid = Pid::of(number).expect("it was not waited for");
         Self { name, child, pid, log: log.to_owned() }
