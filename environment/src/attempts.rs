@@ -1,0 +1,357 @@
+//! The directories of attempts, and what ended attempts leave behind.
+//!
+//! ```text
+//! attempts/<instance>.<attempt>/   process.json, stdout, stderr, work/, tmp/: its process may live
+//! outputs/<instance>/<attempt>.stdout, .stderr, .work    of ended attempts
+//! ```
+//!
+//! So `attempts/` holds no more entries than processes, and a restart that looks for living ones
+//! does not walk through the outputs of all that ever slept. An attempt that wrote nothing
+//! leaves nothing.
+//!
+//! It never removes a directory whose process may live: only who has seen the end calls
+//! [`Attempts::archive`].
+
+use std::{
+    ffi::OsString,
+    fmt, fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use dormouse_core::domain::id::{Attempt, Digest, InstanceId, Tenant};
+use sha2::{Digest as _, Sha256};
+
+use crate::process::ProcessRecord;
+
+/// One attempt of one instance.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AttemptId {
+    /// Whose instance.
+    pub tenant: Tenant,
+    /// Which instance.
+    pub instance: InstanceId,
+    /// Which attempt.
+    pub attempt: Attempt,
+}
+
+impl fmt::Display for AttemptId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.instance, self.attempt)
+    }
+}
+
+/// The instance's name in a path. Ids are unique per tenant only and tenants may contain any
+/// character, so other tenants than the default get a prefix out of their name's digest; `~` is
+/// in no id.
+fn instance_label(tenant: &Tenant, instance: &InstanceId) -> String {
+    if *tenant == Tenant::default_tenant() {
+        return instance.to_string();
+    }
+    let digest = Digest(Sha256::digest(tenant.as_str()).into()).to_string();
+    format!("~{}~{instance}", &digest[..16])
+}
+
+/// A process's own files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttemptDirectory {
+    /// `attempts/<instance>.<attempt>`
+    pub path: PathBuf,
+}
+
+impl AttemptDirectory {
+    /// Who runs here.
+    pub fn record(&self) -> PathBuf {
+        self.path.join("process.json")
+    }
+
+    /// Where it starts.
+    pub fn work(&self) -> PathBuf {
+        self.path.join("work")
+    }
+
+    /// Its temporary files.
+    pub fn tmp(&self) -> PathBuf {
+        self.path.join("tmp")
+    }
+
+    /// What it writes there.
+    pub fn stream(&self, stream: Stream) -> PathBuf {
+        self.path.join(stream.as_str())
+    }
+
+    /// Makes the process known: complete or not there at all. Not flushed to the disk: after a
+    /// power cut no process of this boot lives.
+    pub fn write_record(&self, record: &ProcessRecord) -> io::Result<()> {
+        let new = self.path.join("process.json.new");
+        fs::write(&new, serde_json::to_vec(record)?)?;
+        fs::rename(&new, self.record())
+    }
+
+    /// Who runs here; `None` if nobody was made known.
+    pub fn load_record(&self) -> io::Result<Option<ProcessRecord>> {
+        match fs::read(self.record()) {
+            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+/// One of the two output files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+impl Stream {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Stdout, Self::Stderr];
+
+    /// Its name on the wire and on disk.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+        }
+    }
+
+    /// Reads that name.
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|stream| stream.as_str() == word)
+    }
+}
+
+/// How much of what ended attempts wrote is kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Retention {
+    /// Bytes on disk per instance; the newest attempts stay.
+    pub instance_bytes: u64,
+    /// Bytes on disk in all; the instances that ended longest ago go first.
+    pub node_bytes: u64,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self { instance_bytes: 100 << 20, node_bytes: 10 << 30 }
+    }
+}
+
+/// All attempts of this node. Blocking; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Attempts {
+    living: PathBuf,
+    ended: PathBuf,
+    retention: Retention,
+}
+
+impl Attempts {
+    /// Below a data directory; makes the two folders if they are missing.
+    pub fn open(data: &Path, retention: Retention) -> io::Result<Self> {
+        let this = Self { living: data.join("attempts"), ended: data.join("outputs"), retention };
+        fs::create_dir_all(&this.living)?;
+        fs::create_dir_all(&this.ended)?;
+        Ok(this)
+    }
+
+    /// Where an attempt's process has its files while it may live.
+    pub fn directory(&self, id: &AttemptId) -> AttemptDirectory {
+        let label = instance_label(&id.tenant, &id.instance);
+        AttemptDirectory { path: self.living.join(format!("{label}.{}", id.attempt)) }
+    }
+
+    /// Makes an attempt's directory with everything in it but the record. What a launch that was
+    /// cut off left behind is removed first; a directory with a record is refused: its process
+    /// may live.
+    pub fn create(&self, id: &AttemptId) -> io::Result<AttemptDirectory> {
+        let directory = self.directory(id);
+        match fs::create_dir(&directory.path) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && !directory.record().exists() => {
+                fs::remove_dir_all(&directory.path)?;
+                fs::create_dir(&directory.path)?;
+            }
+            Err(e) => return Err(e),
+        }
+        fs::create_dir(directory.work())?;
+        fs::create_dir(directory.tmp())?;
+        Ok(directory)
+    }
+
+    /// Every directory in which a process may live.
+    pub fn living(&self) -> io::Result<Vec<AttemptDirectory>> {
+        let entries = fs::read_dir(&self.living)?;
+        entries.map(|entry| Ok(AttemptDirectory { path: entry?.path() })).collect()
+    }
+
+    /// Removes a directory that holds no process and nothing worth keeping.
+    pub fn discard(&self, directory: &AttemptDirectory) -> io::Result<()> {
+        ignore_missing(fs::remove_dir_all(&directory.path))
+    }
+
+    /// Called once the attempt's processes are gone and its exit is told: keeps its output, and
+    /// its working directory if it is not empty (instead of the one of the attempt before),
+    /// removes the rest, and holds the instance to its limit. A second call changes nothing.
+    pub fn archive(&self, id: &AttemptId) -> io::Result<()> {
+        let directory = self.directory(id);
+        let outputs = self.outputs(&id.tenant, &id.instance);
+        for stream in Stream::ALL {
+            let from = directory.stream(stream);
+            if fs::metadata(&from).is_ok_and(|file| file.len() > 0) {
+                fs::create_dir_all(&outputs)?;
+                ignore_missing(fs::rename(
+                    from,
+                    outputs.join(format!("{}.{}", id.attempt, stream.as_str())),
+                ))?;
+            }
+        }
+        let work = directory.work();
+        // Succeeds only on an empty one.
+        if fs::remove_dir(&work).is_err() && work.exists() {
+            fs::create_dir_all(&outputs)?;
+            for kept in Kept::list(&outputs)?.into_iter().filter(Kept::is_work) {
+                kept.remove(&outputs)?;
+            }
+            fs::rename(work, outputs.join(format!("{}.work", id.attempt)))?;
+        }
+        self.discard(&directory)?;
+        hold_to(&outputs, self.retention.instance_bytes)
+    }
+
+    /// The file with an attempt's output, wherever it is now; `None` if it wrote nothing or it
+    /// was dropped by the limits.
+    pub fn find(&self, id: &AttemptId, stream: Stream) -> Option<PathBuf> {
+        let living = self.directory(id).stream(stream);
+        let ended =
+            self.outputs(&id.tenant, &id.instance).join(format!("{}.{}", id.attempt, stream.as_str()));
+        // It may move from the first place to the second while we look.
+        [&living, &ended].into_iter().find(|path| path.exists()).cloned()
+    }
+
+    /// The attempts of an instance that have output here or may still write some, oldest first.
+    pub fn of_instance(&self, tenant: &Tenant, instance: &InstanceId) -> io::Result<Vec<Attempt>> {
+        let mut attempts: Vec<_> = match Kept::list(&self.outputs(tenant, instance)) {
+            Ok(kept) => kept.iter().filter(|kept| !kept.is_work()).map(|kept| kept.attempt).collect(),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(e) => return Err(e),
+        };
+        let prefix = format!("{}.", instance_label(tenant, instance));
+        for directory in self.living()? {
+            let name = directory.path.file_name().and_then(|name| name.to_str());
+            let number = name.and_then(|name| name.strip_prefix(&prefix)).and_then(|n| n.parse().ok());
+            attempts.extend(number.map(Attempt));
+        }
+        attempts.sort_unstable();
+        attempts.dedup();
+        Ok(attempts)
+    }
+
+    /// Removes what an instance's ended attempts left, for its deletion.
+    pub fn remove_instance(&self, tenant: &Tenant, instance: &InstanceId) -> io::Result<()> {
+        ignore_missing(fs::remove_dir_all(self.outputs(tenant, instance)))
+    }
+
+    /// Holds all outputs together to the node's limit: removes those of whole instances, the one
+    /// that changed longest ago first. Walks through all outputs: to be called rarely.
+    pub fn hold_node_limit(&self) -> io::Result<u64> {
+        let mut instances = Vec::new();
+        for entry in fs::read_dir(&self.ended)? {
+            let path = entry?.path();
+            // Gone meanwhile: nothing to hold.
+            let Ok(changed) = fs::metadata(&path).and_then(|m| m.modified()) else { continue };
+            instances.push((changed, disk_bytes(&path), path));
+        }
+        let mut total: u64 = instances.iter().map(|(_, bytes, _)| bytes).sum();
+        instances.sort_unstable_by_key(|(changed, ..): &(SystemTime, u64, PathBuf)| *changed);
+        let mut dropped = 0;
+        for (_, bytes, path) in instances {
+            if total <= self.retention.node_bytes {
+                break;
+            }
+            ignore_missing(fs::remove_dir_all(path))?;
+            total -= bytes;
+            dropped += bytes;
+        }
+        Ok(dropped)
+    }
+
+    fn outputs(&self, tenant: &Tenant, instance: &InstanceId) -> PathBuf {
+        self.ended.join(instance_label(tenant, instance))
+    }
+}
+
+/// One entry of an instance's outputs: `<attempt>.<what>`.
+struct Kept {
+    attempt: Attempt,
+    name: OsString,
+}
+
+impl Kept {
+    fn list(outputs: &Path) -> io::Result<Vec<Self>> {
+        let mut kept = Vec::new();
+        for entry in fs::read_dir(outputs)? {
+            let name = entry?.file_name();
+            let number =
+                name.to_str().and_then(|name| name.split_once('.')).and_then(|(n, _)| n.parse().ok());
+            kept.extend(number.map(|number| Self { attempt: Attempt(number), name }));
+        }
+        kept.sort_unstable_by_key(|kept| kept.attempt);
+        Ok(kept)
+    }
+
+    fn is_work(&self) -> bool {
+        Path::new(&self.name).extension().is_some_and(|what| what == "work")
+    }
+
+    fn remove(&self, outputs: &Path) -> io::Result<()> {
+        let path = outputs.join(&self.name);
+        ignore_missing(if self.is_work() { fs::remove_dir_all(path) } else { fs::remove_file(path) })
+    }
+}
+
+/// Removes the oldest attempts' files until the rest fits. The newest attempt's always stay:
+/// each of its streams has a limit of its own.
+fn hold_to(outputs: &Path, limit: u64) -> io::Result<()> {
+    let kept = match Kept::list(outputs) {
+        Ok(kept) => kept,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    let newest = kept.last().map(|kept| kept.attempt);
+    let sizes: Vec<u64> = kept.iter().map(|kept| disk_bytes(&outputs.join(&kept.name))).collect();
+    let mut total: u64 = sizes.iter().sum();
+    for (kept, bytes) in kept.iter().zip(sizes) {
+        if total <= limit || Some(kept.attempt) == newest {
+            break;
+        }
+        kept.remove(outputs)?;
+        total -= bytes;
+    }
+    Ok(())
+}
+
+/// What a file or a folder takes on disk: holes take nothing. What vanishes meanwhile counts 0.
+/// Without recursion: a workflow may have made its folders as deep as it liked.
+fn disk_bytes(path: &Path) -> u64 {
+    let mut bytes = 0;
+    let mut todo = vec![path.to_owned()];
+    while let Some(path) = todo.pop() {
+        let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
+        bytes += metadata.blocks() * 512;
+        if metadata.is_dir() {
+            todo.extend(fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path()));
+        }
+    }
+    bytes
+}
+
+fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}

@@ -1,0 +1,96 @@
+//! Starts an instance's process.
+//!
+//! [`spec`] says what is launched, [`spawn`] does it in one fixed order, [`sys`] holds the system
+//! calls. The launcher never decides when or whether an attempt is launched (the wake scheduler
+//! does), and never watches what it launched (the supervisor does).
+//!
+//! Keeps invariant 4's last part: every process that may act was made known before it could.
+
+mod replicas;
+pub(crate) mod spawn;
+pub(crate) mod spec;
+pub(crate) mod sys;
+
+use std::{io, path::Path, sync::Arc};
+
+use tokio::{sync::Semaphore, task::spawn_blocking};
+
+pub use self::{
+    replicas::Replicas,
+    spawn::{LaunchError, Launched},
+    spec::{DEFAULT_OPEN_FILES, LAUNCH_FD_VARIABLE, Launch, SpecError, Surroundings, check_variable},
+    sys::{SpawnError, Step, Usage},
+};
+use crate::{attempts::Attempts, images::Images, process};
+
+/// Launches at the same time. An exec is bound by the processor; more would only queue there.
+const AT_ONCE: usize = 16;
+
+/// Launches processes. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Launcher {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    images: Images,
+    attempts: Attempts,
+    replicas: Replicas,
+    surroundings: Surroundings,
+    boot_id: String,
+    turns: Arc<Semaphore>,
+}
+
+impl Launcher {
+    /// For one data directory.
+    pub fn open(
+        data: &Path,
+        images: Images,
+        attempts: Attempts,
+        surroundings: Surroundings,
+    ) -> io::Result<Self> {
+        sys::keep_children_waitable()?;
+        let shared = Shared {
+            images,
+            attempts,
+            replicas: Replicas::open(data)?,
+            surroundings,
+            boot_id: process::boot_id()?,
+            turns: Arc::new(Semaphore::new(AT_ONCE)),
+        };
+        shared.replicas.write(&shared.surroundings.core_addresses)?;
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The addresses that running processes read.
+    pub fn replicas(&self) -> &Replicas {
+        &self.shared.replicas
+    }
+
+    /// Launches one attempt, on a blocking thread. Once begun it goes to its end, also when this
+    /// future is dropped: its process is then found by its record at the next start.
+    pub async fn launch(&self, launch: Launch) -> Result<Launched, LaunchError> {
+        let turn = self.shared.turns.clone().acquire_owned().await.map_err(|_| LaunchError::CutOff)?;
+        let shared = Arc::clone(&self.shared);
+        let done = spawn_blocking(move || {
+            let launched = shared.launch(&launch);
+            drop(turn);
+            launched
+        });
+        done.await.map_err(|_| LaunchError::CutOff)?
+    }
+}
+
+impl Shared {
+    fn launch(&self, launch: &Launch) -> Result<Launched, LaunchError> {
+        let image = self.images.open_verified(&launch.image)?;
+        let site = spawn::Site {
+            attempts: &self.attempts,
+            replicas: &self.replicas,
+            surroundings: &self.surroundings,
+            boot_id: &self.boot_id,
+        };
+        spawn::launch(&site, launch, &image)
+    }
+}
