@@ -1,1 +1,14 @@
-//! The Dormouse environment: images, launcher, supervisor, wake scheduler, management server.
+//! The Dormouse environment: keeps images, launches instances' processes and watches them.
+//!
+//! - [`images`]: compiled workflows, named by their digest.
+//! - [`launcher`]: starts a process, in one fixed order.
+//! - [`attempts`]: the directories of attempts, and what ended ones leave behind.
+//! - [`supervisor`]: exits, output, adoption after a restart.
+//!
+//! This crate never sees a connection of an instance: that is `dormouse-core`'s server.
+
+pub mod attempts;
+pub mod images;
+pub mod launcher;
+pub mod process;
+pub mod supervisor;
