@@ -1,3 +1,77 @@
-//! Durable workflows that are ordinary compiled programs: the dormouse command.
+//! Durable workflows that are ordinary compiled programs: the `dormouse` command.
+//!
+//! - `args`: the command line. `exit`: exit codes. `output`: how results look.
+//! - `commands`: one file per noun; each is a client of the management protocol.
+//! - `local`: both services in this process, for `run` and `up`.
+//!
+//! It never sees the store while services run: whatever it shows, it was told by them.
 
-fn main() {}
+mod args;
+mod commands;
+mod exit;
+mod output;
+
+use std::process::ExitCode;
+
+use anstyle::{AnsiColor, Color as Ansi, Style};
+use clap::Parser;
+
+use crate::{
+    args::{Cli, Color},
+    exit::{Exit, sentence},
+    output::{ReaderGone, say},
+};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.global.color {
+        Color::Auto => {}
+        Color::Always => anstream::ColorChoice::Always.write_global(),
+        Color::Never => anstream::ColorChoice::Never.write_global(),
+    }
+    log_to_stderr(cli.global.verbose);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            say(&format!("error: this machine cannot start threads: {error}"));
+            return Exit::Internal.into();
+        }
+    };
+    let exit = runtime.block_on(run(cli));
+    // A thread that still reads a terminal or a disk must not hold up the end.
+    runtime.shutdown_background();
+    exit.into()
+}
+
+async fn run(cli: Cli) -> Exit {
+    let outcome = tokio::select! {
+        outcome = commands::execute(cli) => outcome,
+        Ok(()) = tokio::signal::ctrl_c() => return Exit::Interrupted,
+    };
+    match outcome {
+        Ok(exit) => exit,
+        // `dormouse logs ID | head` is no error.
+        Err(error) if error.is::<ReaderGone>() => Exit::Done,
+        Err(error) => {
+            let red = Style::new().bold().fg_color(Some(Ansi::Ansi(AnsiColor::Red)));
+            say(&format!("{red}error{red:#}: {}", sentence(&error)));
+            Exit::of_error(&error)
+        }
+    }
+}
+
+/// `RUST_LOG` decides if it is set; otherwise warnings, and more with each `-v`.
+fn log_to_stderr(verbose: u8) {
+    use tracing_subscriber::{EnvFilter, fmt};
+
+    let default = match verbose {
+        0 => "warn,dormouse=warn",
+        1 => "info",
+        2 => {
+            "info,dormouse=debug,dormouse_core=debug,dormouse_environment=debug,dormouse_management_sdk=debug"
+        }
+        _ => "debug",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}

@@ -1,0 +1,396 @@
+//! The command line.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use dormouse_management_sdk::{ImageRef, Status, Stream, Target, default_data_dir};
+
+use crate::exit::TABLE;
+
+/// Durable workflows that are ordinary compiled programs.
+#[derive(Debug, Parser)]
+#[command(name = "dormouse", version, after_help = TABLE, arg_required_else_help = true, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What every command takes.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Global {
+    /// Address of an environment [default: the services of the data directory]
+    #[arg(long, global = true, env = "DORMOUSE_SERVER", value_name = "HOST:PORT")]
+    pub(crate) server: Option<String>,
+    /// Where the services keep everything, and where their certificates are
+    /// [default: /var/lib/dormouse for root, else ~/.local/share/dormouse]
+    #[arg(long, global = true, env = "DORMOUSE_DATA_DIR", value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+    /// How results are printed
+    #[arg(short, long, global = true, value_enum, default_value = "table", value_name = "FORMAT")]
+    pub(crate) output: Format,
+    /// When to use colours
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value = "auto",
+        value_name = "WHEN",
+        hide_possible_values = true
+    )]
+    pub(crate) color: Color,
+    /// Logs of the services on stderr, more of them with -vv
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+impl Global {
+    /// The data directory that was named, or the default one.
+    pub(crate) fn directory(&self) -> anyhow::Result<PathBuf> {
+        let dir = match self.data_dir.as_ref().filter(|dir| !dir.as_os_str().is_empty()) {
+            Some(dir) => dir.clone(),
+            None => default_data_dir()?,
+        };
+        // Workflow processes have a working directory of their own.
+        Ok(std::path::absolute(dir)?)
+    }
+
+    /// Where a client connects to.
+    pub(crate) fn target(&self) -> anyhow::Result<Target> {
+        let target = Target::data_dir(self.directory()?);
+        Ok(match self.server.as_ref().filter(|server| !server.is_empty()) {
+            Some(server) => target.with_server(server),
+            None => target,
+        })
+    }
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people
+    Table,
+    /// For programs: one JSON value, nothing else on stdout
+    Json,
+    /// One id per line, for xargs
+    Ids,
+}
+
+/// When to use colours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Color {
+    /// On a terminal
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Push, list and delete workflow binaries
+    #[command(subcommand)]
+    Image(Image),
+    /// Start an instance of a pushed image
+    Start(Start),
+    /// Everything about one instance, on one screen
+    Get(Id),
+    /// List instances, newest first
+    List(List),
+    /// Count instances by status
+    Count(Count),
+    /// Wait until an instance has ended, and print its output
+    Wait(Wait),
+    /// What an instance printed
+    Logs(Logs),
+    /// The timeline of an instance
+    Events(Events),
+    /// What an instance has saved
+    Checkpoints(Checkpoints),
+    /// Every launch of an instance
+    Attempts(Id),
+    /// Send a signal to an instance
+    Signal(Signal),
+    /// Ask an instance to clean up and end
+    Cancel(Id),
+    /// Launch an instance no more until it is resumed
+    Pause(Id),
+    /// Let a paused instance go on
+    Resume(Id),
+    /// End an instance at once, without its clean-up
+    Stop(Id),
+    /// Delete an ended instance and all that belongs to it
+    Delete(Id),
+    /// The environments of the cluster
+    #[command(subcommand)]
+    Node(Node),
+    /// Whether the services are well
+    Health,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Image {
+    /// Push a workflow binary under a name
+    Push {
+        /// The binary
+        binary: PathBuf,
+        /// The image's name
+        #[arg(long)]
+        name: String,
+        /// The version [default: 1, 2, 3 …]
+        #[arg(long)]
+        version: Option<String>,
+    },
+    /// List images, or the versions of one
+    List {
+        /// Only of this name
+        name: Option<String>,
+    },
+    /// Everything about one image
+    Get {
+        /// NAME or NAME:VERSION
+        image: ImageRef,
+    },
+    /// Delete a version, or all of them
+    Delete {
+        /// NAME or NAME:VERSION
+        image: ImageRef,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Start {
+    /// NAME or NAME:VERSION of a pushed image
+    #[arg(value_name = "NAME[:VERSION]")]
+    pub(crate) image: ImageRef,
+    /// Which of its workflows; needed only if there are several
+    #[arg(long, value_name = "W")]
+    pub(crate) workflow: Option<String>,
+    /// The input: JSON, @FILE, or - for stdin [default: null]
+    #[arg(long, value_name = "JSON")]
+    pub(crate) input: Option<String>,
+    /// The same start with the same id is the same instance [default: a new one]
+    #[arg(long, value_name = "ID")]
+    pub(crate) id: Option<String>,
+    /// Add a variable to its processes' environment; may repeat
+    #[arg(long, value_name = "K=V", value_parser = parse_variable)]
+    pub(crate) env: Vec<(String, String)>,
+    /// Fail it when its whole life takes longer, such as 90s, 15m, 1h, 7d
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub(crate) limit: Option<Duration>,
+    /// Launch it no earlier than in this time
+    #[arg(long = "in", value_name = "TIME", value_parser = parse_duration)]
+    pub(crate) delay: Option<Duration>,
+    /// 0–9, the highest first
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=9))]
+    pub(crate) priority: u32,
+    /// Wait for its ending, and print its output
+    #[arg(long)]
+    pub(crate) wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Id {
+    /// The instance's id, or a unique prefix of it
+    pub(crate) id: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    /// Only in this status
+    #[arg(long, value_name = "S")]
+    pub(crate) status: Option<Status>,
+    /// Only of this image name
+    #[arg(long, value_name = "N")]
+    pub(crate) image: Option<String>,
+    /// At most so many
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) limit: u32,
+    /// Go on where the page before ended
+    #[arg(long, value_name = "C")]
+    pub(crate) cursor: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Count {
+    /// Only of this image name
+    #[arg(long, value_name = "N")]
+    pub(crate) image: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Wait {
+    /// The instance's id, or a unique prefix of it
+    pub(crate) id: String,
+    /// At most this long, such as 90s, 15m, 1h; then exit 12 [default: as long as it takes]
+    #[arg(long = "for", value_name = "TIME", value_parser = parse_duration)]
+    pub(crate) limit: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Logs {
+    /// The instance's id, or a unique prefix of it
+    pub(crate) id: String,
+    /// Go on until the instance has ended
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Only of this attempt [default: all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) attempt: Option<u32>,
+    /// Only the last lines of the newest attempt
+    #[arg(long, value_name = "LINES", conflicts_with_all = ["follow", "attempt"], value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) tail: Option<u32>,
+    /// Only stdout or only stderr
+    #[arg(long, value_name = "STREAM", value_parser = parse_stream)]
+    pub(crate) stream: Option<Stream>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Events {
+    /// The instance's id, or a unique prefix of it
+    pub(crate) id: String,
+    /// Go on until the instance has ended
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Checkpoints {
+    /// The instance's id, or a unique prefix of it
+    pub(crate) id: String,
+    /// At most so many, the newest first [default: all, the oldest first]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) last: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Signal {
+    /// The instance's id, or a unique prefix of it
+    pub(crate) id: String,
+    /// The signal's name
+    pub(crate) name: String,
+    /// What it carries: JSON, @FILE, or - for stdin [default: null]
+    #[arg(long, value_name = "JSON")]
+    pub(crate) payload: Option<String>,
+    /// The same key again is the same signal
+    #[arg(long, value_name = "KEY")]
+    pub(crate) dedup: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Node {
+    /// List the environments
+    List,
+}
+
+fn parse_variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("it must be NAME=VALUE".to_owned()),
+    }
+}
+
+fn parse_stream(text: &str) -> Result<Stream, String> {
+    match text {
+        "stdout" => Ok(Stream::Stdout),
+        "stderr" => Ok(Stream::Stderr),
+        _ => Err("it must be stdout or stderr".to_owned()),
+    }
+}
+
+/// `500ms`, `90s`, `15m`, `1h30m`, `7d`.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    const EXAMPLE: &str = "it must be a time such as 500ms, 90s, 15m, 1h30m or 7d";
+    let mut rest = text;
+    let mut total = Duration::ZERO;
+    if text.is_empty() {
+        return Err(EXAMPLE.to_owned());
+    }
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or(EXAMPLE)?;
+        let number: u64 = rest[..digits].parse().map_err(|_| EXAMPLE)?;
+        let after = &rest[digits..];
+        let unit_end = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
+        let millis = match &after[..unit_end] {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" | "min" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
+            _ => return Err(EXAMPLE.to_owned()),
+        };
+        let part = number.checked_mul(millis).map(Duration::from_millis).ok_or("it is too long")?;
+        total = total.checked_add(part).ok_or("it is too long")?;
+        rest = &after[unit_end..];
+    }
+    Ok(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("dormouse").chain(line.split(' ')))
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_of_the_guide_is_understood() {
+        for line in [
+            "image push ./b --name n --version 1",
+            "image list",
+            "image get n:1",
+            "image delete n",
+            "start n:1 --workflow w --input @f --id a --env A=B --env C= --limit 1h --wait",
+            "get a -o json",
+            "list --status running --image n --limit 5 --cursor c -o ids",
+            "count",
+            "wait a --for 10m",
+            "logs a -f",
+            "events a",
+            "checkpoints a",
+            "signal a approval --payload {\"granted\":true}",
+            "cancel a",
+            "pause a",
+            "resume a",
+            "stop a",
+            "delete a",
+            "node list",
+            "health --server h:1",
+        ] {
+            parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+    }
+
+    #[test]
+    fn wrong_usage_is_exit_code_2() {
+        for line in [
+            "start n:",
+            "list --status DONE",
+            "wait a --for 10",
+            "start n --env A",
+            "nonsense",
+            "list --limit 0",
+        ] {
+            assert_eq!(parse(line).expect_err(line).exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn durations() {
+        assert_eq!(parse_duration("1h30m"), Ok(Duration::from_mins(90)));
+        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_duration("7d"), Ok(Duration::from_hours(168)));
+        for text in ["", "5", "h", "-1s", "1y", "99999999999999999999s", "18446744073709551615d"] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! `get`, `list`, `count`.
+
+use dormouse_management_sdk::{Client, Code, Instance, ListInstances, LogRead, Stream};
+use jiff::tz::TimeZone;
+
+use super::Ctx;
+use crate::{
+    args::{Count, Format, List},
+    exit::Exit,
+    output::{INSTANCE_HEADERS, Portrait, instance_json, instance_row, now, print, print_json, say, table},
+};
+
+/// How much of each the screen shows.
+const LAST: u32 = 10;
+
+pub(crate) async fn get(ctx: &Ctx, id: &str) -> anyhow::Result<Exit> {
+    let client = ctx.client().await?;
+    let instance = client.instance(id).await?;
+    match ctx.screen.format {
+        Format::Json => print_json(&instance_json(&instance))?,
+        Format::Ids => print(&format!("{}\n", instance.id))?,
+        Format::Table => print(&portrait(&client, &instance).await?)?,
+    }
+    Ok(Exit::Done)
+}
+
+/// The screen of `get`.
+async fn portrait(client: &Client, instance: &Instance) -> anyhow::Result<String> {
+    let checkpoints = client.checkpoints(&instance.id, None, LAST, true).await?.checkpoints;
+    let mut output = Vec::new();
+    for stream in [Stream::Stdout, Stream::Stderr] {
+        match client.read_log(&instance.id, &LogRead::tail(stream, LAST)).await {
+            Ok(chunk) => {
+                let lines = String::from_utf8_lossy(&chunk.data).into_owned();
+                output.push((stream.as_str(), chunk.attempt, lines));
+            }
+            // Its output is on a node that is not there: the rest of the screen still counts.
+            Err(error) if error.refused_with(Code::Unavailable) => say(&format!("no output: {error}")),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let zone = TimeZone::system();
+    Ok(Portrait { instance, checkpoints: &checkpoints, output: &output, now: now(), zone: &zone }.render())
+}
+
+pub(crate) async fn list(ctx: &Ctx, args: List) -> anyhow::Result<Exit> {
+    let client = ctx.client().await?;
+    let filtered = args.status.is_some() || args.image.is_some();
+    let page = client
+        .instances(ListInstances {
+            status: args.status,
+            image: args.image,
+            limit: Some(args.limit),
+            cursor: args.cursor,
+        })
+        .await?;
+    let now = now();
+    ctx.screen.list(
+        &page.instances,
+        &INSTANCE_HEADERS,
+        |instance| instance_row(instance, now),
+        |instance| instance.id.clone(),
+        instance_json,
+        if filtered {
+            "no such instances"
+        } else {
+            "no instances yet: `dormouse start NAME` starts one, `dormouse run BINARY` runs a workflow binary"
+        },
+    )?;
+    if let Some(cursor) = page.next_cursor {
+        say(&format!("there are more: add --cursor {cursor}"));
+    }
+    Ok(Exit::Done)
+}
+
+pub(crate) async fn count(ctx: &Ctx, args: Count) -> anyhow::Result<Exit> {
+    let counts = ctx.client().await?.count(args.image.as_deref()).await?;
+    match ctx.screen.format {
+        Format::Json => {
+            let map: serde_json::Map<_, _> =
+                counts.iter().map(|(status, n)| (status.as_str().to_owned(), (*n).into())).collect();
+            print_json(&map)?;
+        }
+        Format::Table | Format::Ids => {
+            let total: u64 = counts.iter().map(|(_, n)| n).sum();
+            let rows = counts.iter().map(|(status, n)| vec![status.to_string(), n.to_string()]);
+            let all = [vec!["all".to_owned(), total.to_string()]];
+            print(&table(&["STATUS", "COUNT"], rows.chain(all)))?;
+        }
+    }
+    Ok(Exit::Done)
+}

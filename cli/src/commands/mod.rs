@@ -1,0 +1,120 @@
+//! One file per noun; each command is one function from its arguments to an [`Exit`].
+
+use std::io::{IsTerminal, Read};
+
+use anyhow::Context;
+use dormouse_management_sdk::{Client, Options, Payload};
+
+use crate::{
+    args::{Cli, Command, Global},
+    exit::{Exit, Usage},
+    output::Screen,
+};
+
+mod health;
+mod history;
+mod image;
+mod instance;
+mod logs;
+mod start;
+mod steer;
+mod wait;
+
+/// Runs one command.
+pub(crate) async fn execute(cli: Cli) -> anyhow::Result<Exit> {
+    let ctx = Ctx { screen: Screen { format: cli.global.output }, global: cli.global };
+    match cli.command {
+        Command::Image(args) => image::image(&ctx, args).await,
+        Command::Start(args) => start::start(&ctx, args).await,
+        Command::Get(args) => instance::get(&ctx, &args.id).await,
+        Command::List(args) => instance::list(&ctx, args).await,
+        Command::Count(args) => instance::count(&ctx, args).await,
+        Command::Wait(args) => wait::wait(&ctx, args).await,
+        Command::Logs(args) => logs::logs(&ctx, args).await,
+        Command::Events(args) => history::events(&ctx, args).await,
+        Command::Checkpoints(args) => history::checkpoints(&ctx, args).await,
+        Command::Attempts(args) => history::attempts(&ctx, &args.id).await,
+        Command::Signal(args) => steer::signal(&ctx, args).await,
+        Command::Cancel(args) => steer::cancel(&ctx, &args.id).await,
+        Command::Pause(args) => steer::pause(&ctx, &args.id).await,
+        Command::Resume(args) => steer::resume(&ctx, &args.id).await,
+        Command::Stop(args) => steer::stop(&ctx, &args.id).await,
+        Command::Delete(args) => steer::delete(&ctx, &args.id).await,
+        Command::Node(crate::args::Node::List) => health::nodes(&ctx).await,
+        Command::Health => health::health(&ctx).await,
+    }
+}
+
+/// What every command needs.
+pub(crate) struct Ctx {
+    /// Where results go.
+    pub(crate) screen: Screen,
+    /// The global options.
+    pub(crate) global: Global,
+}
+
+impl Ctx {
+    /// A connection to the services that the options name.
+    pub(crate) async fn client(&self) -> anyhow::Result<Client> {
+        Ok(Client::connect_with(self.global.target()?, client_options()).await?)
+    }
+}
+
+/// How this command introduces itself to the services.
+pub(crate) fn client_options() -> Options {
+    Options { name: concat!("dormouse ", env!("CARGO_PKG_VERSION")).to_owned(), ..Options::default() }
+}
+
+/// A JSON argument: as it stands, `@FILE`, or `-` for stdin.
+pub(crate) fn payload(argument: &str, flag: &str) -> anyhow::Result<Payload> {
+    let (text, what) = match argument.strip_prefix('@') {
+        Some(path) => {
+            let text = std::fs::read_to_string(path)
+                .with_context(|| Usage(format!("cannot read {path}, which {flag} names")))?;
+            (text, format!("{path}, which {flag} names,"))
+        }
+        None if argument == "-" => {
+            let mut text = String::new();
+            if std::io::stdin().is_terminal() {
+                crate::output::say("reading the JSON from the terminal; end it with Ctrl-D");
+            }
+            std::io::stdin().read_to_string(&mut text).context("cannot read stdin")?;
+            (text, "what stdin holds".to_owned())
+        }
+        None => (argument.to_owned(), format!("the value of {flag}, {argument:?},")),
+    };
+    Ok(Payload::json_text(text.trim(), &what)?)
+}
+
+/// JSON `null`: the input of what takes none.
+pub(crate) fn null() -> Payload {
+    Payload {
+        data: b"null".to_vec(),
+        encoding: dormouse_management_sdk::Encoding::Json,
+        type_name: String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_json_or_name_a_file() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("input.json");
+        std::fs::write(&path, "{\"a\": 1}\n").expect("written");
+        let given = payload(&format!("@{}", path.display()), "--input").expect("JSON");
+        assert_eq!(given.data, b"{\"a\": 1}");
+        assert_eq!(payload("[1]", "--input").expect("JSON").data, b"[1]");
+    }
+
+    #[test]
+    fn what_is_no_json_names_the_flag() {
+        let error = payload("{a}", "--input").expect_err("no JSON");
+        assert!(error.to_string().contains("--input"), "{error}");
+        assert_eq!(Exit::of_error(&error), Exit::Usage);
+        let error = payload("@/nowhere", "--payload").expect_err("no file");
+        assert_eq!(Exit::of_error(&error), Exit::Usage);
+    }
+}
