@@ -115,11 +115,14 @@ impl<P: Protocol> Callee<P> {
     /// Waits also while [`limits::REQUESTS_IN_FLIGHT`] or [`limits::BYTES_IN_FLIGHT`] are without an answer. After an
     /// error the connection is closed.
     pub async fn next(&mut self) -> Result<Option<Call<P>>, CallError> {
-        let next = self.receive().await;
-        if let Err(error @ CallError::Malformed { .. }) = &next {
-            self.link.connection.close(Closing::Malformed.wire(), error.to_string().as_bytes());
+        match self.receive().await {
+            Err(CallError::Lost { .. }) if self.is_done() => Ok(None),
+            Err(error @ CallError::Malformed { .. }) => {
+                self.link.connection.close(Closing::Malformed.wire(), error.to_string().as_bytes());
+                Err(error)
+            }
+            other => other,
         }
-        next
     }
 
     async fn receive(&mut self) -> Result<Option<Call<P>>, CallError> {
@@ -136,11 +139,18 @@ impl<P: Protocol> Callee<P> {
                     Ok(stream) => {
                         bulk.spawn(receive_alone(Arc::clone(link), stream, budget.clone()));
                     }
-                    Err(error) => return ending(&error),
+                    Err(error) => return Err(CallError::of_connection(&error)),
                 },
                 Some(arrived) = bulk.join_next() => return joined(arrived).map(Some),
             }
         }
+    }
+
+    /// Tells an orderly end from a loss.
+    fn is_done(&self) -> bool {
+        let done = Closing::Done.wire();
+        let reason = self.link.connection.close_reason();
+        matches!(reason, Some(ConnectionError::ApplicationClosed(close)) if close.error_code == done)
     }
 
     /// Sends to this client.
@@ -375,14 +385,6 @@ fn joined<P: Protocol>(arrived: Result<Result<Call<P>, CallError>, JoinError>) -
     match arrived {
         Ok(arrived) => arrived,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
-}
-
-/// Tells an orderly end from a loss.
-fn ending<T>(error: &ConnectionError) -> Result<Option<T>, CallError> {
-    match error {
-        ConnectionError::ApplicationClosed(close) if close.error_code == Closing::Done.wire() => Ok(None),
-        other => Err(CallError::of_connection(other)),
     }
 }
 

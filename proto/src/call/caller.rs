@@ -144,10 +144,12 @@ impl<P: Protocol> Caller<P> {
         if connection.close_reason().is_some() {
             return;
         }
+        // A closed connection sends one thing more, its farewell. (On a runtime of several threads another datagram may
+        // slip in between these two lines; then this returns early, and the peer may notice only by its time-out.)
+        let sent = connection.stats().udp_tx.datagrams;
         self.close(reason);
         let told = async {
-            // The connection's driver sends while it holds the lock that `stats` takes.
-            while connection.stats().frame_tx.connection_close == 0 {
+            while connection.stats().udp_tx.datagrams == sent {
                 tokio::task::yield_now().await;
             }
         };
