@@ -150,7 +150,8 @@ async fn pushes_that_nobody_reads_wait_at_the_server() {
     let unread = vec![UnreadSignal { number: 1, name: "x".repeat(100_000) }];
     let inbox = ServerFrame::from(Outcome::Inbox(Inbox { paused: false, cancel: 0, unread }));
     // More than the windows and the client's queue take.
-    let flood = tokio::spawn(async move {
+    let mut flood = JoinSet::new();
+    flood.spawn(async move {
         for _ in 0..1000 {
             replies.push(inbox.clone()).await?;
         }
@@ -166,10 +167,10 @@ async fn pushes_that_nobody_reads_wait_at_the_server() {
     })
     .await;
     assert_eq!(told(&answer.expect("an answer")), ("beside".to_owned(), 5));
-    assert!(!flood.is_finished(), "1000 pushes of 100 kB went where nobody reads");
+    assert!(flood.try_join_next().is_none(), "1000 pushes of 100 kB went where nobody reads");
     caller.close("seen enough");
     drop(pushes);
-    assert!(soon("the flood to fail", flood).await.expect("no panic").is_err());
+    assert!(soon("the flood to fail", flood.join_next()).await.expect("a task").expect("no panic").is_err());
 }
 
 #[tokio::test]

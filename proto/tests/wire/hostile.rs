@@ -6,6 +6,7 @@ use dormouse_proto::call::{CallError, Callee, Caller, InstanceProtocol};
 use dormouse_proto::frame;
 use dormouse_proto::limits;
 use quinn::{Connection, RecvStream, SendStream};
+use tokio::task::JoinSet;
 
 use crate::pair::{Pair, Place, echo, hello, request, soon, told};
 
@@ -123,7 +124,8 @@ async fn stalled_frames_cost_only_their_own_connection() {
 async fn a_client_that_reads_nothing_stops_being_served() {
     let place = Place::new();
     let (client, mut stream, _unread, mut callee) = by_hand_with_answers(&place).await;
-    let flood = tokio::spawn(async move {
+    let mut flood = JoinSet::new();
+    flood.spawn(async move {
         for id in 2.. {
             let mut frame = request("flood", 200_000);
             frame.id = id;
@@ -134,7 +136,7 @@ async fn a_client_that_reads_nothing_stops_being_served() {
         }
     });
     // Answers pile up until the windows are full; then no further request is handed out.
-    let mut replies = tokio::task::JoinSet::new();
+    let mut replies = JoinSet::new();
     let handed_out = async {
         loop {
             let call = callee.next().await.expect("a request").expect("a request");
@@ -148,7 +150,7 @@ async fn a_client_that_reads_nothing_stops_being_served() {
     let in_flight = limits::BYTES_IN_FLIGHT + usize::try_from(limits::SEND_WINDOW_BYTES).expect("small");
     assert!(replies.len() <= in_flight / 200_000 + 20, "{} answers wait for a silent client", replies.len());
     client.close(0u32.into(), b"");
-    soon("the flood to end", flood).await.expect("no panic");
+    soon("the flood to end", flood.join_next()).await.expect("a task").expect("no panic");
 }
 
 /// Time is virtual: the runtime jumps to the next timer when nothing else is to do.

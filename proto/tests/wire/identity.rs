@@ -131,6 +131,7 @@ fn damaged_files_are_named() {
     assert!(refused.to_string().contains("core.pem"), "{refused}");
 }
 
+#[expect(clippy::disallowed_methods, reason = "certificates expire by the machine's clock")]
 #[test]
 fn certificates_last_a_year_and_the_authority_ten() {
     let folder = tempfile::tempdir().expect("a temporary folder");
