@@ -128,6 +128,8 @@ pub(crate) enum Command {
     Node(Node),
     /// Whether the services are well
     Health,
+    /// The whole story in one minute: an audit that is killed, sleeps, and ends right
+    Demo(Demo),
 }
 
 #[derive(Debug, Subcommand)]
@@ -211,6 +213,16 @@ pub(crate) struct List {
     /// Go on where the page before ended
     #[arg(long, value_name = "C")]
     pub(crate) cursor: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// The folder to audit, with 20 files or more [default: one that stands on this machine]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) folder: Option<PathBuf>,
+    /// Keep a copy of the manifest here
+    #[arg(long, value_name = "FILE")]
+    pub(crate) keep: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -11,6 +11,7 @@ use crate::{
     output::Screen,
 };
 
+mod demo;
 mod health;
 mod history;
 mod image;
@@ -42,6 +43,7 @@ pub(crate) async fn execute(cli: Cli) -> anyhow::Result<Exit> {
         Command::Delete(args) => steer::delete(&ctx, &args.id).await,
         Command::Node(crate::args::Node::List) => health::nodes(&ctx).await,
         Command::Health => health::health(&ctx).await,
+        Command::Demo(args) => demo::demo(args).await,
     }
 }
 
