@@ -3,6 +3,7 @@
 //! - [`images`]: compiled workflows, named by their digest.
 //! - [`launcher`]: starts a process, in one fixed order.
 //! - [`attempts`]: the directories of attempts, and what ended ones leave behind.
+//! - [`node`]: the lock on the data directory, the node's id and slots.
 //! - [`supervisor`]: exits, output, adoption after a restart.
 //!
 //! This crate never sees a connection of an instance: that is `dormouse-core`'s server.
@@ -10,5 +11,6 @@
 pub mod attempts;
 pub mod images;
 pub mod launcher;
+pub mod node;
 pub mod process;
 pub mod supervisor;
