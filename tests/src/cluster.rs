@@ -68,9 +68,14 @@ impl Layout {
 enum Rows {
     Sqlite,
     /// Dropped with the cluster.
-    Shared { url: String, name: String },
+    Shared {
+        url: String,
+        name: String,
+    },
     /// The server is the test's.
-    Own { url: String },
+    Own {
+        url: String,
+    },
 }
 
 /// Running services and what belongs to them.
@@ -106,7 +111,8 @@ impl Cluster {
 
     async fn ready(layout: Layout, rows: Rows) -> Self {
         let dir = tempfile::Builder::new().prefix("dormouse.").tempdir().expect("a temporary directory");
-        let mut cluster = Self { running: Vec::new(), layout, rows, client: None, variables: Vec::new(), dir };
+        let mut cluster =
+            Self { running: Vec::new(), layout, rows, client: None, variables: Vec::new(), dir };
         cluster.start_services().await;
         cluster
     }
@@ -168,7 +174,7 @@ impl Cluster {
 
     /// Waits until the services answer, and connects a client of their own making.
     async fn until_answering(&mut self) {
-        let options = Options { patience: Duration::from_secs(60), ..Options::default() };
+        let options = Options { patience: Duration::from_mins(1), ..Options::default() };
         let target = Target::data_dir(self.data_dir());
         let running = &mut self.running;
         let client = wait::until("the services answer", async || {
@@ -207,7 +213,9 @@ impl Cluster {
         wait::until_blocking("no process of an instance is left", || match &self.processes()[..] {
             [] => Ok(()),
             some => {
-                some.iter().for_each(|(_, _, pid)| fault::kill_9(*pid));
+                for (_, _, pid) in some {
+                    fault::kill_9(*pid);
+                }
                 Err(format!("there are {some:?}"))
             }
         });
@@ -294,7 +302,8 @@ impl Cluster {
         let instance = self.until(id, "has ended", |instance| instance.status.ended()).await;
         if instance.status != wanted {
             let events = self.events(id).await;
-            let events: Vec<String> = events.iter().map(|e| format!("{} {} {}", e.attempt, e.kind, e.message)).collect();
+            let events: Vec<String> =
+                events.iter().map(|e| format!("{} {} {}", e.attempt, e.kind, e.message)).collect();
             panic!("{}, not {wanted}; its events: {events:#?}", described(&instance));
         }
         instance
@@ -410,7 +419,12 @@ fn described(instance: &Instance) -> String {
     let failure = instance.failure.as_ref().map(|f| format!(" {} {}", f.code, f.message)).unwrap_or_default();
     format!(
         "{} is {}{failure}, attempt {}, launching {}, {} crashes, {} checkpoints, waits {waiting}",
-        instance.id, instance.status, instance.attempt, instance.launching, instance.crashes, instance.checkpoints
+        instance.id,
+        instance.status,
+        instance.attempt,
+        instance.launching,
+        instance.crashes,
+        instance.checkpoints
     )
 }
 

@@ -1,5 +1,7 @@
 //! The faults: kill -9, at a named point or at any moment.
 
+use std::{env, time::Duration};
+
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid as Number,
@@ -26,4 +28,30 @@ pub fn send(pid: Pid, signal: Signal) {
             Err(error) => panic!("cannot send {signal} to {pid:?}: {error}"),
         }
     }
+}
+
+/// The source of a test's random moments. Its seed is printed, and taken from
+/// `DORMOUSE_TEST_SEED` if that is set.
+pub fn random() -> fastrand::Rng {
+    let seed = match env::var("DORMOUSE_TEST_SEED") {
+        Ok(text) => text.parse().expect("DORMOUSE_TEST_SEED is a number"),
+        Err(_) => fastrand::Rng::new().u64(..),
+    };
+    eprintln!("DORMOUSE_TEST_SEED={seed}");
+    fastrand::Rng::with_seed(seed)
+}
+
+/// How often a test kills at random: 10 times, 50 in `./test --long`.
+pub fn kills() -> usize {
+    if is_long() { 50 } else { 10 }
+}
+
+/// Whether this is `./test --long`.
+pub fn is_long() -> bool {
+    env::var_os("DORMOUSE_TEST_LONG").is_some()
+}
+
+/// A random time, in milliseconds below `most`. Not a wait for a state: the moment of a fault.
+pub fn up_to(random: &mut fastrand::Rng, most: u64) -> Duration {
+    Duration::from_millis(random.u64(0..most))
 }

@@ -5,7 +5,7 @@
 //! and waits for states ([`wait`]). The tests are in `tests/all`, one binary, a module each.
 //!
 //! It never looks into a service: what a test knows it knows from the management protocol, from
-//! the kernel, or from files that a workflow wrote.
+//! the kernel, or from files that a workflow wrote. [`workload`] has work to disturb, [`raw`] a client that obeys nobody.
 
 #![expect(
     clippy::disallowed_methods,
@@ -13,8 +13,10 @@
 )]
 
 pub mod binaries;
-// pub mod cluster;
+pub mod cluster;
 pub mod fault;
 pub mod postgres;
 pub mod process;
+pub mod raw;
 pub mod wait;
+pub mod workload;

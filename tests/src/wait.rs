@@ -4,8 +4,10 @@
 use std::{
     fmt::Display,
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
+
+use dormouse_management_sdk::Timestamp;
 
 /// No state that a test waits for takes nearly so long, also on a busy machine.
 pub const DEADLINE: Duration = Duration::from_mins(2);
@@ -41,4 +43,12 @@ pub fn until_blocking<T>(what: &str, mut look: impl FnMut() -> Result<T, String>
 
 fn give_up_late(begun: Instant, what: &str, seen: &str) {
     assert!(begun.elapsed() < DEADLINE, "waited {} s until {what}; seen last: {seen}", DEADLINE.as_secs());
+}
+
+/// Waits until the machine's clock has passed this moment.
+pub async fn until_clock(moment: Timestamp) {
+    until("the clock has passed a moment", async || {
+        if Timestamp::from(SystemTime::now()) > moment { Ok(()) } else { Err("it is earlier") }
+    })
+    .await;
 }

@@ -1,0 +1,150 @@
+//! A client of the instance protocol that obeys nobody: it keeps old sessions open, repeats what was
+//! answered and sends what no SDK would.
+
+use std::{fs, path::Path};
+
+use dormouse_proto::{
+    call::{Caller, InstanceProtocol, Protocol, Pushes},
+    endpoint,
+    instance::{
+        self as wire, Checkpoint, ClientFrame, Completed, CustomEvent, Failed, Failure, Hello, InstanceEvent,
+        OperationName, Payload, Progress, RegisterInstance, Registered, Suspend, Wait, checkpoint::Value,
+        client_frame::Operation, instance_event::Event, server_frame::Outcome,
+    },
+    launch::LaunchDocument,
+};
+use prost::Message;
+
+use crate::wait;
+
+/// A process that takes its launch document, writes it down and does nothing more. It is told
+/// where by [`PROBE_VARIABLE`].
+pub const PROBE: &str = "probe";
+/// Names the directory in which [`PROBE`] leaves its documents.
+pub const PROBE_VARIABLE: &str = "DORMOUSE_PROBE_DIR";
+
+/// What the launcher gave to the probe of this attempt.
+pub async fn document(folder: &Path, attempt: u32) -> LaunchDocument {
+    let path = folder.join(format!("{attempt}.document"));
+    let bytes =
+        wait::until(&format!("the probe of attempt {attempt} has its document"), async || fs::read(&path))
+            .await;
+    LaunchDocument::decode(&bytes[..]).expect("the launcher wrote it")
+}
+
+/// A connection to core, with nothing said on it but Hello.
+pub struct RawClient {
+    caller: Caller<InstanceProtocol>,
+    _pushes: Pushes<InstanceProtocol>,
+    _endpoint: quinn::Endpoint,
+}
+
+impl RawClient {
+    /// Connects to the core that the document names.
+    pub async fn connect(document: &LaunchDocument) -> Self {
+        let endpoint = endpoint::client_endpoint().expect("a socket");
+        let address = document.core_addresses.first().expect("the document names a core");
+        let config = endpoint::client_config::<InstanceProtocol>(&document.authority_pem, None).expect("TLS");
+        let connection =
+            endpoint::connect(&endpoint, config, address, endpoint::CORE_NAME).await.expect("core answers");
+        let hello = Hello { protocol_version: InstanceProtocol::VERSION, client: "raw".to_owned() };
+        let hello = ClientFrame { id: 0, operation: Some(Operation::Hello(hello)) };
+        let (caller, pushes) = Caller::open(connection, hello).await.expect("a stream");
+        Self { caller, _pushes: pushes, _endpoint: endpoint }
+    }
+
+    /// Connects and registers as the document says.
+    pub async fn register(document: &LaunchDocument) -> (Self, Registered) {
+        let client = Self::connect(document).await;
+        match client.ask(registration(document)).await {
+            Ok(Outcome::Registered(registered)) => (client, registered),
+            other => panic!("registration was answered {other:?}"),
+        }
+    }
+
+    /// Sends one operation; the error is the refusal, or why there is no answer.
+    pub async fn ask(&self, operation: Operation) -> Result<Outcome, wire::Error> {
+        let answer = self.caller.call(ClientFrame { id: 0, operation: Some(operation) }).await;
+        match answer.map(|frame| frame.outcome) {
+            Ok(Some(Outcome::Error(error))) => Err(error),
+            Ok(Some(outcome)) => Ok(outcome),
+            Ok(None) => panic!("an answer without outcome"),
+            // A fenced session's connection may simply be closed.
+            Err(lost) => {
+                Err(wire::Error { code: LOST.to_owned(), message: lost.to_string(), retryable: true })
+            }
+        }
+    }
+}
+
+/// The code of a request whose connection was closed instead of an answer.
+pub const LOST: &str = "LOST";
+
+/// The registration that the document allows.
+pub fn registration(document: &LaunchDocument) -> Operation {
+    Operation::Register(RegisterInstance {
+        token: document.token.clone(),
+        instance_id: document.instance_id.clone(),
+        attempt: document.attempt,
+    })
+}
+
+/// Saves raw bytes under a name.
+pub fn save(name: &str, data: &[u8]) -> Operation {
+    checkpoint(name, "checkpoint", Value::Payload(payload(data)))
+}
+
+/// Takes the oldest signal of a name as the result of an operation.
+pub fn take(operation: &str, signal: &str) -> Operation {
+    checkpoint(operation, "signal", Value::TakeSignal(signal.to_owned()))
+}
+
+/// Feels a cancel at an operation.
+pub fn feel_cancel(operation: &str) -> Operation {
+    checkpoint(operation, "cancelled", Value::FeelCancel(true))
+}
+
+fn checkpoint(name: &str, kind: &str, value: Value) -> Operation {
+    Operation::Checkpoint(Checkpoint {
+        operation: Some(OperationName { name: name.to_owned(), key: String::new(), slot: 0 }),
+        kind: kind.to_owned(),
+        value: Some(value),
+        note: String::new(),
+    })
+}
+
+/// Suspends until a signal of this name.
+pub fn suspend_for(signal: &str) -> Operation {
+    let wait = Wait { name: signal.to_owned(), signal: Some(signal.to_owned()), ..Wait::default() };
+    Operation::Suspend(Suspend { waits: vec![wait] })
+}
+
+/// Reports progress.
+pub fn progress(done: u64) -> Operation {
+    event(Event::Progress(Progress { done, total: 0, message: "raw".to_owned() }))
+}
+
+/// Writes an event of its own.
+pub fn custom(name: &str) -> Operation {
+    event(Event::Custom(CustomEvent { name: name.to_owned(), payload: Some(payload(b"x")) }))
+}
+
+/// Ends COMPLETED.
+pub fn complete(output: &[u8]) -> Operation {
+    event(Event::Completed(Completed { output: Some(payload(output)) }))
+}
+
+/// Ends FAILED.
+pub fn fail(code: &str) -> Operation {
+    let failure =
+        Failure { code: code.to_owned(), message: "raw".to_owned(), retryable: false, details: Vec::new() };
+    event(Event::Failed(Failed { failure: Some(failure) }))
+}
+
+fn event(event: Event) -> Operation {
+    Operation::Event(InstanceEvent { event: Some(event) })
+}
+
+fn payload(data: &[u8]) -> Payload {
+    Payload { data: data.to_vec(), encoding: "raw".to_owned(), type_name: String::new() }
+}

@@ -1,0 +1,20 @@
+//! The whole system under test: real services and workflow processes, both databases, real faults.
+//!
+//! One binary, a module for each subject; `invariant_N` tries to break invariant N of the
+//! architecture. A case is written once and runs on SQLite and on PostgreSQL.
+
+/// Runs each case on both databases.
+macro_rules! on_both {
+    ($($case:ident),+ $(,)?) => {
+        mod on_sqlite {
+            $(#[tokio::test] async fn $case() { super::$case(dormouse_tests::cluster::Database::Sqlite).await; })+
+        }
+        mod on_postgres {
+            $(#[tokio::test] async fn $case() { super::$case(dormouse_tests::cluster::Database::Postgres).await; })+
+        }
+    };
+}
+
+mod killed_services;
+mod killed_workflow;
+mod sleeping;
