@@ -6,6 +6,8 @@
 
 use std::fmt;
 use std::io;
+#[cfg(feature = "server")]
+use std::net::Ipv4Addr;
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::path::Path;
 use std::sync::Arc;
@@ -318,6 +320,52 @@ pub fn server_endpoint<P: Protocol>(
         .map_err(|source| ServerError::Bind { address, source })
 }
 
+/// As [`server_endpoint`], and writes what was bound into `file` as `host:port`, for the clients of this machine.
+/// With port 0 the port in that file is taken again, if it is free, so that clients find the service after a
+/// restart.
+#[cfg(feature = "server")]
+pub fn server_endpoint_remembered<P: Protocol>(
+    address: SocketAddr,
+    file: &Path,
+    identity: &Identity,
+    clients: Option<&str>,
+) -> Result<quinn::Endpoint, ServerError> {
+    let remembered = if address.port() == 0 { remembered_port(file) } else { None };
+    let again = remembered.map(|port| SocketAddr::new(address.ip(), port));
+    let endpoint = match again.map(|again| server_endpoint::<P>(again, identity, clients)) {
+        Some(Err(ServerError::Bind { address: taken, source })) => {
+            tracing::warn!(address = %taken, error = %source, "the port of the last run is taken; choosing another");
+            server_endpoint::<P>(address, identity, clients)?
+        }
+        Some(outcome) => outcome?,
+        None => server_endpoint::<P>(address, identity, clients)?,
+    };
+    let written = endpoint.local_addr().and_then(|bound| remember(file, bound));
+    written.map_err(|source| ServerError::Remember { path: file.display().to_string(), source })?;
+    Ok(endpoint)
+}
+
+#[cfg(feature = "server")]
+fn remembered_port(file: &Path) -> Option<u16> {
+    // Whatever is wrong with the file: the service then starts as if for the first time, and writes it anew.
+    let text = std::fs::read_to_string(file).ok()?;
+    text.trim().parse::<SocketAddr>().ok().map(|address| address.port()).filter(|port| *port != 0)
+}
+
+/// Writes a file that is whole or not there.
+#[cfg(feature = "server")]
+fn remember(file: &Path, mut bound: SocketAddr) -> io::Result<()> {
+    if bound.ip().is_unspecified() {
+        bound.set_ip(match bound {
+            SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    let new = file.with_extension("address.new");
+    std::fs::write(&new, format!("{bound}\n"))?;
+    std::fs::rename(&new, file)
+}
+
 /// Why a server endpoint could not be made.
 #[cfg(feature = "server")]
 #[derive(Debug, thiserror::Error)]
@@ -330,6 +378,15 @@ pub enum ServerError {
     Bind {
         /// The address.
         address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The address was bound, and could not be written down.
+    #[error("cannot write {path}; check the folder's owner and its free space")]
+    Remember {
+        /// The file.
+        path: String,
         /// Why.
         #[source]
         source: io::Error,

@@ -144,6 +144,39 @@ async fn a_name_is_looked_up_and_an_unknown_one_says_so() {
     assert!(matches!(refused, Err(ConnectError::Address { .. })), "{refused:?}");
 }
 
+#[tokio::test]
+async fn a_chosen_port_is_taken_again_while_it_is_free() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let authority = Authority::open_or_create(&folder.path().join("pki")).expect("an authority");
+    let identity = authority.identity(Role::Core).expect("a certificate");
+    let file = folder.path().join("core.address");
+    let start = || {
+        endpoint::server_endpoint_remembered::<InstanceProtocol>(LOOPBACK, &file, &identity, None)
+            .expect("a server")
+            .local_addr()
+            .expect("bound")
+    };
+    let first = start();
+    assert_eq!(std::fs::read_to_string(&file).expect("written"), format!("{first}\n"));
+    let occupied = {
+        // quinn gives a socket back when the endpoint's task has ended.
+        let mut socket = std::net::UdpSocket::bind(first);
+        while socket.is_err() {
+            tokio::task::yield_now().await;
+            socket = std::net::UdpSocket::bind(first);
+        }
+        socket
+    };
+    drop(occupied);
+    assert_eq!(start(), first);
+
+    let taken = std::net::UdpSocket::bind(LOOPBACK).expect("a port");
+    std::fs::write(&file, taken.local_addr().expect("bound").to_string()).expect("written");
+    let other = start();
+    assert_ne!(other, taken.local_addr().expect("bound"));
+    assert_eq!(std::fs::read_to_string(&file).expect("written"), format!("{other}\n"));
+}
+
 /// Nothing here sets rustls's default provider of the process.
 #[tokio::test]
 async fn the_process_keeps_its_own_tls_provider() {
