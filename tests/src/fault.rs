@@ -1,6 +1,6 @@
 //! The faults: kill -9, at a named point or at any moment.
 
-use std::{env, time::Duration};
+use std::{env, fs, path::PathBuf, process::Command, time::Duration};
 
 use nix::{
     sys::signal::{Signal, kill},
@@ -54,4 +54,38 @@ pub fn is_long() -> bool {
 /// A random time, in milliseconds below `most`. Not a wait for a state: the moment of a fault.
 pub fn up_to(random: &mut fastrand::Rng, most: u64) -> Duration {
     Duration::from_millis(random.u64(0..most))
+}
+
+/// Compiles a library that shifts the machine's clock by `WRONG_BY_SECONDS`, and nothing else, for the
+/// programs that load it (`LD_PRELOAD`).
+pub fn wrong_clock(path: PathBuf) -> PathBuf {
+    const SOURCE: &str = r#"
+        #define _GNU_SOURCE
+        #include <dlfcn.h>
+        #include <stdlib.h>
+        #include <time.h>
+        int clock_gettime(clockid_t id, struct timespec *at) {
+            static int (*right)(clockid_t, struct timespec *);
+            static long shift;
+            if (!right) {
+                const char *text = getenv("WRONG_BY_SECONDS");
+                shift = text ? atol(text) : 0;
+                right = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
+            }
+            int result = right(id, at);
+            if (id == CLOCK_REALTIME) at->tv_sec += shift;
+            return result;
+        }
+    "#;
+    let source = path.with_extension("c");
+    fs::write(&source, SOURCE).expect("own directory");
+    let output = Command::new("cc")
+        .args(["-shared", "-fPIC", "-O1", "-o"])
+        .arg(&path)
+        .arg(&source)
+        .arg("-ldl")
+        .output();
+    let output = output.expect("there is a C compiler: SQLite was built by it");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    path
 }

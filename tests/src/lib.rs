@@ -5,7 +5,8 @@
 //! and waits for states ([`wait`]). The tests are in `tests/all`, one binary, a module each.
 //!
 //! It never looks into a service: what a test knows it knows from the management protocol, from
-//! the kernel, or from files that a workflow wrote. [`workload`] has work to disturb, [`raw`] a client that obeys nobody.
+//! the kernel, or from files that a workflow wrote. [`workload`] has work to disturb, [`probe`] and [`raw`] an instance
+//! for which the test itself speaks.
 
 #![expect(
     clippy::disallowed_methods,
@@ -16,6 +17,7 @@ pub mod binaries;
 pub mod cluster;
 pub mod fault;
 pub mod postgres;
+pub mod probe;
 pub mod process;
 pub mod raw;
 pub mod wait;

@@ -1,37 +1,17 @@
 //! A client of the instance protocol that obeys nobody: it keeps old sessions open, repeats what was
 //! answered and sends what no SDK would.
 
-use std::{fs, path::Path};
-
 use dormouse_proto::{
     call::{Caller, InstanceProtocol, Protocol, Pushes},
-    endpoint,
+    endpoint::{self, ConnectError},
     instance::{
         self as wire, Checkpoint, ClientFrame, Completed, CustomEvent, Failed, Failure, Hello, InstanceEvent,
-        OperationName, Payload, Progress, RegisterInstance, Registered, Suspend, Wait, checkpoint::Value,
-        client_frame::Operation, instance_event::Event, server_frame::Outcome,
+        ListCheckpoints, OperationName, Payload, PollSignals, Progress, RegisterInstance, Registered,
+        Suspend, Wait, checkpoint::Value, client_frame::Operation, instance_event::Event,
+        server_frame::Outcome, stored_checkpoint,
     },
     launch::LaunchDocument,
 };
-use prost::Message;
-
-use crate::wait;
-
-/// A process that takes its launch document, writes it down and does nothing more. It is told
-/// where by [`PROBE_VARIABLE`].
-pub const PROBE: &str = "probe";
-/// Names the directory in which [`PROBE`] leaves its documents.
-pub const PROBE_VARIABLE: &str = "DORMOUSE_PROBE_DIR";
-
-/// What the launcher gave to the probe of this attempt.
-pub async fn document(folder: &Path, attempt: u32) -> LaunchDocument {
-    let path = folder.join(format!("{attempt}.document"));
-    let bytes =
-        wait::until(&format!("the probe of attempt {attempt} has its document"), async || fs::read(&path))
-            .await;
-    LaunchDocument::decode(&bytes[..]).expect("the launcher wrote it")
-}
-
 /// A connection to core, with nothing said on it but Hello.
 pub struct RawClient {
     caller: Caller<InstanceProtocol>,
@@ -42,15 +22,24 @@ pub struct RawClient {
 impl RawClient {
     /// Connects to the core that the document names.
     pub async fn connect(document: &LaunchDocument) -> Self {
+        Self::try_connect(document).await.expect("core answers")
+    }
+
+    async fn try_connect(document: &LaunchDocument) -> Result<Self, ConnectError> {
         let endpoint = endpoint::client_endpoint().expect("a socket");
         let address = document.core_addresses.first().expect("the document names a core");
         let config = endpoint::client_config::<InstanceProtocol>(&document.authority_pem, None).expect("TLS");
-        let connection =
-            endpoint::connect(&endpoint, config, address, endpoint::CORE_NAME).await.expect("core answers");
+        let connection = endpoint::connect(&endpoint, config, address, endpoint::CORE_NAME).await?;
         let hello = Hello { protocol_version: InstanceProtocol::VERSION, client: "raw".to_owned() };
         let hello = ClientFrame { id: 0, operation: Some(Operation::Hello(hello)) };
         let (caller, pushes) = Caller::open(connection, hello).await.expect("a stream");
-        Self { caller, _pushes: pushes, _endpoint: endpoint }
+        Ok(Self { caller, _pushes: pushes, _endpoint: endpoint })
+    }
+
+    /// Registers if core answers now.
+    pub async fn try_register(document: &LaunchDocument) -> Option<Self> {
+        let client = Self::try_connect(document).await.ok()?;
+        matches!(client.ask(registration(document)).await, Ok(Outcome::Registered(_))).then_some(client)
     }
 
     /// Connects and registers as the document says.
@@ -74,6 +63,23 @@ impl RawClient {
                 Err(wire::Error { code: LOST.to_owned(), message: lost.to_string(), retryable: true })
             }
         }
+    }
+}
+
+impl RawClient {
+    /// How many checkpoints a registration handed over, with its further pages.
+    pub async fn all_checkpoints(&self, registered: Registered) -> usize {
+        let (mut count, mut cursor) = (registered.checkpoints.len(), registered.next_cursor);
+        while cursor != 0 {
+            match self.ask(Operation::ListCheckpoints(ListCheckpoints { cursor })).await {
+                Ok(Outcome::Page(page)) => {
+                    count += page.checkpoints.len();
+                    cursor = page.next_cursor;
+                }
+                other => panic!("a page was answered {other:?}"),
+            }
+        }
+        count
     }
 }
 
@@ -119,6 +125,16 @@ pub fn suspend_for(signal: &str) -> Operation {
     Operation::Suspend(Suspend { waits: vec![wait] })
 }
 
+/// Saves the moment that lies so many microseconds ahead, as a sleep's due time.
+pub fn due_in(operation: &str, micros: i64) -> Operation {
+    checkpoint(operation, "due", Value::DueInMicros(micros))
+}
+
+/// Asks for the inbox.
+pub fn poll() -> Operation {
+    Operation::PollSignals(PollSignals {})
+}
+
 /// Reports progress.
 pub fn progress(done: u64) -> Operation {
     event(Event::Progress(Progress { done, total: 0, message: "raw".to_owned() }))
@@ -147,4 +163,13 @@ fn event(event: Event) -> Operation {
 
 fn payload(data: &[u8]) -> Payload {
     Payload { data: data.to_vec(), encoding: "raw".to_owned(), type_name: String::new() }
+}
+
+/// The bytes that an answer to a checkpoint says are stored; none if nothing is.
+pub fn stored(answer: Outcome) -> Option<Vec<u8>> {
+    let Outcome::Checkpoint(answer) = answer else { panic!("a checkpoint was answered {answer:?}") };
+    match answer.stored?.value {
+        Some(stored_checkpoint::Value::Payload(payload)) => Some(payload.data),
+        other => panic!("stored is {other:?}"),
+    }
 }

@@ -47,8 +47,16 @@ fn give_up_late(begun: Instant, what: &str, seen: &str) {
 
 /// Waits until the machine's clock has passed this moment.
 pub async fn until_clock(moment: Timestamp) {
-    until("the clock has passed a moment", async || {
-        if Timestamp::from(SystemTime::now()) > moment { Ok(()) } else { Err("it is earlier") }
-    })
+    until(
+        "the clock has passed a moment",
+        async || {
+            if now() > moment { Ok(()) } else { Err("it is earlier") }
+        },
+    )
     .await;
+}
+
+/// The machine's clock.
+pub fn now() -> Timestamp {
+    Timestamp::from(SystemTime::now())
 }

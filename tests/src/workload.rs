@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use dormouse_management_sdk::{Payload, StartInstance, Status};
+use dormouse_management_sdk::{Error, Payload, StartInstance, Status};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -113,11 +113,17 @@ impl Run {
 
     /// What an order waits for, once; nothing for the others.
     pub async fn approve(&mut self, cluster: &Cluster) {
+        self.try_approve(cluster).await.expect("it has not ended");
+    }
+
+    /// The same, if it has not ended.
+    pub async fn try_approve(&mut self, cluster: &Cluster) -> Result<(), Error> {
         if self.example == Example::Order && !self.approved {
             let payload = Payload::json(&json!({"granted": true})).expect("JSON");
-            cluster.client().signal(&self.id, "approval", Some(payload)).await.expect("it has not ended");
+            cluster.client().signal(&self.id, "approval", Some(payload)).await?;
             self.approved = true;
         }
+        Ok(())
     }
 
     /// The steps that ran so far, each with its attempt, as the workflow itself wrote them down.

@@ -15,6 +15,18 @@ macro_rules! on_both {
     };
 }
 
+mod invariant_1;
+mod invariant_10;
+mod invariant_2;
+mod invariant_3;
+mod invariant_4;
+mod invariant_5;
+mod invariant_6;
+mod invariant_7;
+mod invariant_8;
+mod invariant_9;
 mod killed_services;
 mod killed_workflow;
+mod requests;
+mod signals;
 mod sleeping;
