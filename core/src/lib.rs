@@ -2,7 +2,7 @@
 //! process talks to.
 //!
 //! - [`domain`]: pure types and transitions. No clock, no IO, no randomness.
-//! - `store`: all SQL, over SQLite and PostgreSQL; decides nothing itself.
+//! - [`store`]: all SQL, over SQLite and PostgreSQL; decides nothing itself.
 //! - `server`: the instance protocol on port 8001.
 //! - [`fault`]: points at which a test makes a service kill itself.
 //!
@@ -11,3 +11,4 @@
 pub mod domain;
 pub mod fault;
 pub mod limits;
+pub mod store;

@@ -1,0 +1,434 @@
+//! Checkpoints: saved once, first writer wins (invariant 3), never changed.
+//!
+//! A save writes no instance row. Its one statement holds the row's guard and inserts; only
+//! where that stores nothing is it asked why: fenced, stored before, or too many.
+
+use super::{
+    Store,
+    commit::{LockOrder, Request},
+    error::{Error, Result},
+    events::{self, NewEvent},
+    life::{self, Target},
+    payload,
+    sessions::Session,
+    signals,
+    sql::{Row, Stmt, Tx, args, stmt, storable},
+};
+use crate::domain::{
+    checkpoint::{Kind, NewCheckpoint, NewValue, Operation, StoredCheckpoint, Value},
+    event::EventKind,
+    id::{InstanceId, InstanceKey, Key, Tenant},
+    instance::Cancel,
+    payload::Payload,
+    time::{Micros, span},
+};
+use crate::limits::Limits;
+
+/// The fence and the insert in one. The guard waits for the row's lock and is judged again
+/// after it, so it is no snapshot; the clock is read behind it.
+const SAVE: Stmt = stmt!(
+    "WITH guard AS (
+         SELECT key FROM instance
+          WHERE key = $1 AND tenant = $2 AND state = 'RUNNING' AND attempt = $3 AND session = $4
+         {for_share}),
+     held AS (SELECT key, COALESCE($5, {clock}) AS now FROM guard),
+     next AS (SELECT held.key AS instance, held.now AS now,
+                     COALESCE((SELECT MAX(number) FROM checkpoint WHERE instance = $1), 0) + 1 AS number
+                FROM held)
+     INSERT INTO checkpoint (instance, number, name, op_key, slot, kind, attempt, due_at, data, encoding,
+                             type_name, note, stored_at)
+     SELECT next.instance, next.number, $6, $7, $8, $9, $3, COALESCE($10, next.now + $11), $12, $13, $14,
+            $15, next.now
+       FROM next WHERE next.number <= $16
+         ON CONFLICT (instance, name, op_key, slot) DO NOTHING
+     RETURNING due_at, stored_at"
+);
+
+macro_rules! columns {
+    () => {
+        "instance, number, name, op_key, slot, kind, attempt, due_at, data, encoding, type_name, note, stored_at"
+    };
+}
+
+const GET: Stmt = stmt!(concat!(
+    "SELECT ",
+    columns!(),
+    " FROM checkpoint WHERE instance = $1 AND name = $2 AND op_key = $3 AND slot = $4"
+));
+/// Sizes first: payloads are read only as far as the page has room. `0 < $3` keeps the same
+/// arguments for both directions.
+const SIZES: Stmt = stmt!(
+    "SELECT instance, number, CAST(COALESCE(LENGTH(data), 0) AS BIGINT) AS bytes FROM checkpoint
+      WHERE instance = $1 AND number > $2 ORDER BY number LIMIT $3"
+);
+const SIZES_DOWN: Stmt = stmt!(
+    "SELECT instance, number, CAST(COALESCE(LENGTH(data), 0) AS BIGINT) AS bytes FROM checkpoint
+      WHERE instance = $1 AND number < $2 ORDER BY number DESC LIMIT $3"
+);
+const RANGE: Stmt = stmt!(concat!(
+    "SELECT ",
+    columns!(),
+    " FROM checkpoint WHERE instance = $1 AND number BETWEEN $2 AND $3 ORDER BY number"
+));
+
+/// What became of a save.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Saved {
+    /// Stored by this request.
+    Stored(StoredCheckpoint),
+    /// Stored before; this is what stands.
+    Existed(StoredCheckpoint),
+    /// No signal of that name is unread, or no cancellation was asked for.
+    Nothing,
+}
+
+/// A part of what an instance has stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckpointPage {
+    /// In the order they were stored, or newest first if that was asked for.
+    pub checkpoints: Vec<StoredCheckpoint>,
+    /// Give this as `cursor` to read on; 0: that was all.
+    pub next_cursor: u64,
+}
+
+/// How much one page may hold; it holds at least one checkpoint, however large.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PageLimits {
+    checkpoints: usize,
+    bytes: usize,
+}
+
+impl PageLimits {
+    pub(super) fn of(limits: &Limits) -> Self {
+        Self { checkpoints: limits.page_checkpoints, bytes: limits.page_bytes }
+    }
+}
+
+struct Save {
+    session: Session,
+    checkpoint: NewCheckpoint,
+    max: u64,
+}
+
+impl Request for Save {
+    type Answer = (Saved, Micros);
+
+    fn order(&self) -> LockOrder {
+        LockOrder::Instance(self.session.instance)
+    }
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Answer> {
+        match &self.checkpoint.value {
+            NewValue::TakeSignal(name) => {
+                let existing = self.lock_and_look(tx).await?;
+                if let Some(existed) = existing {
+                    return Ok((Saved::Existed(existed), tx.now().await?));
+                }
+                let now = tx.now().await?;
+                let attempt = self.session.writer.attempt;
+                match signals::take(tx, self.session.instance, name, attempt, now).await? {
+                    Some(payload) => self.insert_held(tx, Some(&payload)).await,
+                    None => Ok((Saved::Nothing, now)),
+                }
+            }
+            NewValue::FeelCancel => self.feel_cancel(tx).await,
+            NewValue::Payload(_) | NewValue::DueIn(_) | NewValue::DueAt(_) => {
+                if let Some(saved) = self.guarded_insert(tx, self.payload()).await? {
+                    return Ok(saved);
+                }
+                self.why_not(tx).await
+            }
+        }
+    }
+
+    async fn run_single(&self, tx: &mut Tx<'_>) -> Result<Option<Self::Answer>> {
+        match &self.checkpoint.value {
+            NewValue::Payload(_) | NewValue::DueIn(_) | NewValue::DueAt(_) => {
+                self.guarded_insert(tx, self.payload()).await
+            }
+            NewValue::TakeSignal(_) | NewValue::FeelCancel => Ok(None),
+        }
+    }
+}
+
+impl Save {
+    fn payload(&self) -> Option<&Payload> {
+        match &self.checkpoint.value {
+            NewValue::Payload(payload) => Some(payload),
+            NewValue::DueIn(_) | NewValue::DueAt(_) | NewValue::TakeSignal(_) | NewValue::FeelCancel => None,
+        }
+    }
+
+    /// Inserts if the guard holds and nothing is stored; none: it did not, or something was.
+    async fn guarded_insert(
+        &self,
+        tx: &mut Tx<'_>,
+        payload: Option<&Payload>,
+    ) -> Result<Option<(Saved, Micros)>> {
+        let Session { instance, tenant, writer, .. } = &self.session;
+        let NewCheckpoint { operation, kind, value, note } = &self.checkpoint;
+        let (due_at, due_in) = match value {
+            NewValue::DueAt(at) => (Some(at.0), None),
+            // Half of the range: the sum with any clock stays inside it.
+            NewValue::DueIn(pause) => (None, Some(span(*pause).min(i64::MAX / 2))),
+            NewValue::Payload(_) | NewValue::TakeSignal(_) | NewValue::FeelCancel => (None, None),
+        };
+        let (data, encoding, type_name) = payload::columns(payload);
+        let note = storable(note);
+        let args = args![
+            *instance,
+            tenant,
+            writer.attempt,
+            writer.session,
+            tx.given_now(),
+            &operation.name,
+            &operation.key,
+            operation.slot,
+            kind.as_str(),
+            due_at,
+            due_in,
+            data,
+            encoding,
+            type_name,
+            &note,
+            self.max,
+        ];
+        let Some(row) = tx.write_fetch(&SAVE, args).await?.pop() else { return Ok(None) };
+        let stored_at = row.at("stored_at")?;
+        let value = match (payload, row.opt_at("due_at")?) {
+            (Some(payload), _) => Value::Payload(payload.clone()),
+            (None, Some(due_at)) => Value::Due(due_at),
+            (None, None) => Value::Cancelled,
+        };
+        let stored = StoredCheckpoint {
+            operation: operation.clone(),
+            kind: *kind,
+            attempt: writer.attempt,
+            value,
+            stored_at,
+            note: note.into_owned(),
+        };
+        Ok(Some((Saved::Stored(stored), stored_at)))
+    }
+
+    /// Inserts under a lock that this transaction holds, where nothing is stored yet.
+    async fn insert_held(&self, tx: &mut Tx<'_>, payload: Option<&Payload>) -> Result<(Saved, Micros)> {
+        self.guarded_insert(tx, payload).await?.ok_or_else(|| self.too_many())
+    }
+
+    /// The insert stored nothing: fenced, stored before, or too many.
+    async fn why_not(&self, tx: &mut Tx<'_>) -> Result<(Saved, Micros)> {
+        let Session { instance, tenant, writer, .. } = &self.session;
+        let row = life::lock_shared(tx, *instance, tenant).await?.ok_or_else(|| self.session.fenced())?;
+        row.life.admit(*writer)?;
+        match find(tx, *instance, &self.checkpoint.operation).await? {
+            Some(existed) => Ok((Saved::Existed(existed), tx.now().await?)),
+            None => Err(self.too_many()),
+        }
+    }
+
+    fn too_many(&self) -> Error {
+        let remedy = "keep state in fewer, larger checkpoints, or continue in a new instance";
+        Error::TooMany { what: "checkpoints", max: self.max, remedy }
+    }
+
+    /// Locks the row for a save that changes more than the checkpoints; answers what is stored.
+    async fn lock_and_look(&self, tx: &mut Tx<'_>) -> Result<Option<StoredCheckpoint>> {
+        let row = self.session.lock(tx).await?;
+        row.life.admit(self.session.writer)?;
+        find(tx, row.key, &self.checkpoint.operation).await
+    }
+
+    /// Cancel = felt, together with its checkpoint.
+    async fn feel_cancel(&self, tx: &mut Tx<'_>) -> Result<(Saved, Micros)> {
+        let row = self.session.lock(tx).await?;
+        let next = row.life.feel_cancel(self.session.writer)?;
+        let now = tx.now().await?;
+        if let Some(existed) = find(tx, row.key, &self.checkpoint.operation).await? {
+            return Ok((Saved::Existed(existed), now));
+        }
+        if next.cancel == Cancel::No {
+            return Ok((Saved::Nothing, now));
+        }
+        let saved = self.insert_held(tx, None).await?;
+        if next != row.life {
+            life::write(tx, &row, &next, now).await?;
+            let at = self.checkpoint.operation.name.as_str();
+            events::append(tx, row.key, next.attempt, now, NewEvent::new(EventKind::CancelFelt, at)).await?;
+        }
+        Ok(saved)
+    }
+}
+
+async fn find(
+    tx: &mut Tx<'_>,
+    instance: InstanceKey,
+    operation: &Operation,
+) -> Result<Option<StoredCheckpoint>> {
+    let args = args![instance, &operation.name, &operation.key, operation.slot];
+    tx.fetch_optional(&GET, args).await?.map(|row| read(&row)).transpose()
+}
+
+fn read(row: &Row) -> Result<StoredCheckpoint> {
+    let value = match (payload::read(row)?, row.opt_at("due_at")?) {
+        (Some(payload), _) => Value::Payload(payload),
+        (None, Some(due_at)) => Value::Due(due_at),
+        (None, None) => Value::Cancelled,
+    };
+    Ok(StoredCheckpoint {
+        operation: Operation {
+            name: row.name("name")?,
+            key: row.parsed("op_key", |text| Key::parse(text).ok())?,
+            slot: row.small("slot")?,
+        },
+        kind: row.parsed("kind", Kind::parse)?,
+        attempt: row.attempt("attempt")?,
+        value,
+        stored_at: row.at("stored_at")?,
+        note: row.text("note")?,
+    })
+}
+
+/// The checkpoints behind `cursor`, as many as the page may hold.
+pub(super) async fn page(
+    tx: &mut Tx<'_>,
+    instance: InstanceKey,
+    cursor: u64,
+    limits: PageLimits,
+) -> Result<CheckpointPage> {
+    let sizes = tx.fetch(&SIZES, args![instance, cursor, limits.checkpoints as u64 + 1]).await?;
+    let (numbers, more) = fitting(&sizes, limits)?;
+    let checkpoints = range(tx, instance, &numbers).await?;
+    let next_cursor = if more { numbers.last().copied().unwrap_or(0) } else { 0 };
+    Ok(CheckpointPage { checkpoints, next_cursor })
+}
+
+/// The same from the newest down; `cursor` 0 begins there.
+async fn page_down(
+    tx: &mut Tx<'_>,
+    instance: InstanceKey,
+    cursor: u64,
+    limits: PageLimits,
+) -> Result<CheckpointPage> {
+    let below = if cursor == 0 { u64::MAX } else { cursor };
+    let sizes = tx.fetch(&SIZES_DOWN, args![instance, below, limits.checkpoints as u64 + 1]).await?;
+    let (numbers, more) = fitting(&sizes, limits)?;
+    let mut checkpoints = range(tx, instance, &numbers).await?;
+    checkpoints.reverse();
+    let next_cursor = if more { numbers.last().copied().unwrap_or(0) } else { 0 };
+    Ok(CheckpointPage { checkpoints, next_cursor })
+}
+
+/// The numbers that fit into a page, and whether more are there.
+fn fitting(sizes: &[Row], limits: PageLimits) -> Result<(Vec<u64>, bool)> {
+    let (mut numbers, mut bytes) = (Vec::new(), 0u64);
+    for row in sizes {
+        bytes = bytes.saturating_add(row.number("bytes")?);
+        let full = numbers.len() == limits.checkpoints || bytes > limits.bytes as u64;
+        if full && !numbers.is_empty() {
+            return Ok((numbers, true));
+        }
+        numbers.push(row.number("number")?);
+    }
+    Ok((numbers, false))
+}
+
+async fn range(tx: &mut Tx<'_>, instance: InstanceKey, numbers: &[u64]) -> Result<Vec<StoredCheckpoint>> {
+    let (Some(low), Some(high)) = (numbers.iter().min(), numbers.iter().max()) else { return Ok(Vec::new()) };
+    tx.fetch(&RANGE, args![instance, *low, *high]).await?.iter().map(read).collect()
+}
+
+struct Get {
+    session: Session,
+    operation: Operation,
+}
+
+impl Request for Get {
+    type Answer = Option<StoredCheckpoint>;
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Answer> {
+        find(tx, self.session.instance, &self.operation).await
+    }
+
+    async fn run_single(&self, tx: &mut Tx<'_>) -> Result<Option<Self::Answer>> {
+        self.run(tx).await.map(Some)
+    }
+}
+
+/// Whose page is read.
+enum Of {
+    Session(Session),
+    Target(Target),
+}
+
+struct Page {
+    of: Of,
+    cursor: u64,
+    limits: PageLimits,
+    newest_first: bool,
+}
+
+impl Request for Page {
+    type Answer = CheckpointPage;
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<CheckpointPage> {
+        let instance = match &self.of {
+            // The right is the session: it names the instance that its token belongs to.
+            Of::Session(session) => session.instance,
+            Of::Target(target) => target.key,
+        };
+        if self.newest_first {
+            page_down(tx, instance, self.cursor, self.limits).await
+        } else {
+            page(tx, instance, self.cursor, self.limits).await
+        }
+    }
+}
+
+/// Longest note, in bytes; the rest is cut.
+const NOTE: usize = 1000;
+
+impl Store {
+    /// Saves a checkpoint, or answers what is stored under its name. With the answer comes the
+    /// database's clock, for due times.
+    pub async fn save(&self, session: &Session, mut checkpoint: NewCheckpoint) -> Result<(Saved, Micros)> {
+        if let NewValue::Payload(payload) = &checkpoint.value {
+            self.check_payload("checkpoint.payload", payload)?;
+        }
+        payload::cut(&mut checkpoint.note, NOTE);
+        let max = self.limits().checkpoints;
+        self.write_instance(session.instance, Save { session: session.clone(), checkpoint, max }).await
+    }
+
+    /// What is stored under a name, if anything.
+    pub async fn checkpoint(
+        &self,
+        session: &Session,
+        operation: Operation,
+    ) -> Result<Option<StoredCheckpoint>> {
+        self.read(Get { session: session.clone(), operation }).await
+    }
+
+    /// The pages behind the one that came with the registration.
+    pub async fn resume_page(&self, session: &Session, cursor: u64) -> Result<CheckpointPage> {
+        let of = Of::Session(session.clone());
+        let limits = PageLimits::of(self.limits());
+        self.read(Page { of, cursor, limits, newest_first: false }).await
+    }
+
+    /// An instance's checkpoints for people: at most `limit` behind `cursor` (0: from the
+    /// start, or from the newest), and at most one page of a resume.
+    pub async fn checkpoints(
+        &self,
+        tenant: &Tenant,
+        id: &InstanceId,
+        cursor: u64,
+        limit: u32,
+        newest_first: bool,
+    ) -> Result<CheckpointPage> {
+        let of = Of::Target(self.target(tenant, id).await?);
+        let mut limits = PageLimits::of(self.limits());
+        limits.checkpoints = limits.checkpoints.min(usize::try_from(limit.max(1)).unwrap_or(usize::MAX));
+        self.read(Page { of, cursor, limits, newest_first }).await
+    }
+}

@@ -1,0 +1,435 @@
+//! Group commit: a writer task owns its connection for life and puts what is queued into one
+//! transaction.
+//!
+//! There is no timer: an idle writer commits at once, a busy one in batches of what came
+//! meanwhile. Each caller gets its own outcome. If a statement fails, the batch is rolled back
+//! and each request is repeated alone, so that one cannot spoil another. A caller that stops
+//! waiting does not stop its request: no request's future owns a transaction.
+//!
+//! An answer is sent only after the commit that makes it durable (invariant 1). Row locks are
+//! taken in one order by everybody ([`LockOrder`]), so that batches cannot deadlock; where
+//! another process makes one fail nevertheless, it is repeated.
+
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Clock,
+    error::{Error, Result, is_connection_lost},
+    notices::Hub,
+    open::Connector,
+    sql::{Conn, Tx},
+};
+use crate::domain::id::{InstanceId, InstanceKey, Tenant};
+use crate::fault;
+
+/// Requests that one transaction takes at most: bounds the time to the first answer.
+const BATCH: usize = 256;
+/// Requests that wait for a writer or for the readers; beyond it callers wait to queue.
+pub(super) const QUEUE: usize = 1024;
+/// Times a request is tried that lost a race inside the database.
+const TRIES: u32 = 8;
+/// Time for a new connection before the requests that wait for it are refused.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// What a request locks first. Batches run in this order, arrival order within.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum LockOrder {
+    /// The place of an id that may not exist yet.
+    Start(Tenant, InstanceId),
+    /// An instance's row.
+    Instance(InstanceKey),
+    /// Rows that nobody who holds an instance waits for, or rows taken by SKIP LOCKED.
+    Last,
+}
+
+/// One unit of reading or writing: judged and done in one transaction.
+///
+/// `run` may run more than once (after a rollback), so it must not consume the request.
+/// What it refuses it refuses before it writes.
+pub(super) trait Request: Send + Sync + 'static {
+    /// What the caller gets.
+    type Answer: Send + 'static;
+
+    /// Whether storing it twice is the same as storing it once, so that it can be repeated after
+    /// a commit whose outcome is unknown.
+    fn repeatable(&self) -> bool {
+        true
+    }
+
+    /// Which rows it locks, in what order.
+    fn order(&self) -> LockOrder {
+        LockOrder::Last
+    }
+
+    /// Judges and writes.
+    fn run(&self, tx: &mut Tx<'_>) -> impl Future<Output = Result<Self::Answer>> + Send;
+
+    /// The same as one guarded statement that commits by itself, if there is one and if it
+    /// could decide; `None`: nothing was written, ask `run`.
+    fn run_single(&self, tx: &mut Tx<'_>) -> impl Future<Output = Result<Option<Self::Answer>>> + Send {
+        let _ = tx;
+        async { Ok(None) }
+    }
+}
+
+type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A request of any type with its caller.
+pub(super) trait Work: Send {
+    fn order(&self) -> LockOrder;
+    fn repeatable(&self) -> bool;
+    /// Runs it and keeps the outcome. `Err`: roll back.
+    fn run<'a>(&'a mut self, tx: &'a mut Tx<'_>) -> BoxFuture<'a, Result<()>>;
+    /// As `run`, as a single statement; `Ok(false)`: could not decide.
+    fn run_single<'a>(&'a mut self, tx: &'a mut Tx<'_>) -> BoxFuture<'a, Result<bool>>;
+    /// The outcome is durable: tell the caller.
+    fn answer(self: Box<Self>);
+    /// Tell the caller that it failed.
+    fn fail(self: Box<Self>, error: Error);
+}
+
+/// A request in a queue.
+struct Queued<R: Request> {
+    request: R,
+    outcome: Option<Result<R::Answer>>,
+    caller: oneshot::Sender<Result<R::Answer>>,
+}
+
+impl<R: Request> Work for Queued<R> {
+    fn order(&self) -> LockOrder {
+        self.request.order()
+    }
+
+    fn repeatable(&self) -> bool {
+        self.request.repeatable()
+    }
+
+    fn run<'a>(&'a mut self, tx: &'a mut Tx<'_>) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let writes_before = tx.writes;
+            match self.request.run(tx).await {
+                Err(error) if !error.is_refusal() || tx.writes != writes_before => Err(error),
+                outcome => {
+                    self.outcome = Some(outcome);
+                    Ok(())
+                }
+            }
+        })
+    }
+
+    fn run_single<'a>(&'a mut self, tx: &'a mut Tx<'_>) -> BoxFuture<'a, Result<bool>> {
+        Box::pin(async move {
+            self.outcome = self.request.run_single(tx).await?.map(Ok);
+            Ok(self.outcome.is_some())
+        })
+    }
+
+    fn answer(self: Box<Self>) {
+        if let Some(outcome) = self.outcome {
+            // A caller that went away forgets the answer only.
+            let _ = self.caller.send(outcome);
+        }
+    }
+
+    fn fail(self: Box<Self>, error: Error) {
+        let _ = self.caller.send(Err(error));
+    }
+}
+
+/// The end of a queue that callers hold.
+#[derive(Clone)]
+pub(super) struct Lane(mpsc::Sender<Box<dyn Work>>);
+
+impl Lane {
+    /// A queue and its receiving end.
+    pub(super) fn new() -> (Self, mpsc::Receiver<Box<dyn Work>>) {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        (Self(sender), receiver)
+    }
+
+    /// Queues a request and waits for its outcome. Waits while the queue is full. Dropping
+    /// the future before it is queued takes the request back; after that it is done anyway.
+    pub(super) async fn call<R: Request>(&self, request: R) -> Result<R::Answer> {
+        let (caller, outcome) = oneshot::channel();
+        let work: Box<dyn Work> = Box::new(Queued { request, outcome: None, caller });
+        self.0.send(work).await.map_err(|_| Error::Closed)?;
+        outcome.await.unwrap_or(Err(Error::Closed))
+    }
+}
+
+impl std::fmt::Debug for Lane {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Lane({} of {QUEUE} free)", self.0.capacity())
+    }
+}
+
+/// A connection and all that is needed to get the next one.
+struct Link {
+    connector: Connector,
+    read_only: bool,
+    conn: Option<Conn>,
+}
+
+impl Link {
+    /// The connection, a new one if the last was lost.
+    async fn conn(&mut self) -> Result<(&mut Conn, &Connector)> {
+        if self.conn.is_none() {
+            let connecting = self.connector.connect(self.read_only);
+            let connected = tokio::time::timeout(CONNECT, connecting)
+                .await
+                .map_err(|_| Error::Unavailable(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())))?;
+            self.conn = Some(connected.map_err(Error::Unavailable)?);
+        }
+        let conn = self.conn.as_mut().expect("set just above");
+        Ok((conn, &self.connector))
+    }
+
+    /// On any error roll back: PostgreSQL would answer COMMIT without an error and store
+    /// nothing, SQLite would commit the rest.
+    async fn after<T>(&mut self, outcome: &Result<T, Failure>) {
+        match outcome {
+            Ok(_) => {}
+            Err(Failure::Before(Error::Unavailable(_)) | Failure::Unknown(_)) => self.roll_back(true).await,
+            Err(Failure::Before(_)) => self.roll_back(false).await,
+        }
+    }
+
+    /// Takes back what is open; a connection that cannot even do that is dropped.
+    async fn roll_back(&mut self, lost: bool) {
+        if let Some(mut conn) = self.conn.take()
+            && !lost
+            && Tx::roll_back(&mut conn).await.is_ok()
+        {
+            self.conn = Some(conn);
+        }
+    }
+}
+
+/// The writer of one lane.
+pub(super) struct Writer {
+    link: Link,
+    clock: Clock,
+    hub: Hub,
+}
+
+/// Where in its life a transaction failed.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// Before the commit was sent: nothing is stored.
+    #[error(transparent)]
+    Before(Error),
+    /// During the commit, and the connection is gone: nobody knows.
+    #[error("the connection broke during the commit")]
+    Unknown(#[source] sqlx::Error),
+}
+
+impl Writer {
+    pub(super) fn new(connector: Connector, conn: Conn, clock: Clock, hub: Hub) -> Self {
+        Self { link: Link { connector, read_only: false, conn: Some(conn) }, clock, hub }
+    }
+
+    /// Serves its queue until `closing`, then what is queued still, then says goodbye.
+    pub(super) async fn run(mut self, mut queue: mpsc::Receiver<Box<dyn Work>>, closing: CancellationToken) {
+        let mut batch = Vec::new();
+        while receive(&mut queue, &mut batch, BATCH, &closing).await {
+            self.serve(std::mem::take(&mut batch)).await;
+        }
+        if let Some(conn) = self.link.conn.take() {
+            conn.close().await;
+        }
+    }
+
+    async fn serve(&mut self, mut batch: Vec<Box<dyn Work>>) {
+        if batch.len() > 1 {
+            batch.sort_by_cached_key(|work| work.order());
+            match self.together(&mut batch).await {
+                Ok(()) => return batch.into_iter().for_each(Work::answer),
+                Err(error) => {
+                    tracing::debug!(%error, requests = batch.len(), "a batch failed; each is repeated alone");
+                    if let Failure::Unknown(error) = error {
+                        batch = fail_unrepeatable(batch, &error);
+                    }
+                }
+            }
+        }
+        for work in batch {
+            self.alone(work).await;
+        }
+    }
+
+    /// All of them in one transaction, or none.
+    async fn together(&mut self, batch: &mut [Box<dyn Work>]) -> Result<(), Failure> {
+        let done = self.transaction(batch).await;
+        self.link.after(&done).await;
+        done
+    }
+
+    async fn transaction(&mut self, batch: &mut [Box<dyn Work>]) -> Result<(), Failure> {
+        let (conn, connector) = self.link.conn().await.map_err(Failure::Before)?;
+        let mut tx = Tx::begin(conn, &self.clock).await.map_err(|error| Failure::Before(error.into()))?;
+        for work in batch {
+            work.run(&mut tx).await.map_err(Failure::Before)?;
+        }
+        fault::point("store.before_commit");
+        connector.wrote(tx.writes, tx.written_bytes);
+        match tx.commit().await {
+            Ok(notices) => {
+                fault::point("store.committed");
+                self.hub.committed(notices);
+                Ok(())
+            }
+            Err(error) if is_connection_lost(&error) => Err(Failure::Unknown(error)),
+            Err(error) => Err(Failure::Before(error.into())),
+        }
+    }
+
+    /// One request in a transaction of its own, until it has an outcome.
+    async fn alone(&mut self, mut work: Box<dyn Work>) {
+        let mut tries = 1;
+        loop {
+            let failure = match self.one(&mut work).await {
+                Ok(()) => return work.answer(),
+                Err(failure) => failure,
+            };
+            let again = match &failure {
+                Failure::Before(Error::Unavailable(_)) => tries < 2,
+                Failure::Before(error) => error.is_conflict() && tries < TRIES,
+                Failure::Unknown(_) => work.repeatable() && tries < 2,
+            };
+            if !again {
+                let error = match failure {
+                    Failure::Before(error) => error,
+                    Failure::Unknown(source) => Error::Unconfirmed(source),
+                };
+                if !error.is_refusal() {
+                    tracing::warn!(%error, cause = ?std::error::Error::source(&error), "a write failed");
+                }
+                return work.fail(error);
+            }
+            tries += 1;
+        }
+    }
+
+    async fn one(&mut self, work: &mut Box<dyn Work>) -> Result<(), Failure> {
+        let decided = self.single(work.as_mut()).await;
+        self.link.after(&decided).await;
+        if decided? {
+            return Ok(());
+        }
+        self.together(std::slice::from_mut(work)).await
+    }
+
+    /// As one statement that commits by itself; false if it could not decide.
+    async fn single(&mut self, work: &mut dyn Work) -> Result<bool, Failure> {
+        let (conn, connector) = self.link.conn().await.map_err(Failure::Before)?;
+        let mut tx = Tx::single(conn, &self.clock);
+        match work.run_single(&mut tx).await {
+            Ok(false) => Ok(false),
+            Ok(true) => {
+                fault::point("store.committed");
+                connector.wrote(tx.writes, tx.written_bytes);
+                self.hub.committed(tx.notices);
+                Ok(true)
+            }
+            Err(Error::Unavailable(error)) => Err(Failure::Unknown(error)),
+            Err(error) => Err(Failure::Before(error)),
+        }
+    }
+}
+
+/// After a commit of unknown outcome only what may be stored twice is repeated.
+fn fail_unrepeatable(batch: Vec<Box<dyn Work>>, error: &sqlx::Error) -> Vec<Box<dyn Work>> {
+    let mut repeatable = Vec::new();
+    for work in batch {
+        if work.repeatable() {
+            repeatable.push(work);
+        } else {
+            let copy = sqlx::Error::Io(std::io::Error::other(error.to_string()));
+            work.fail(Error::Unconfirmed(copy));
+        }
+    }
+    repeatable
+}
+
+/// Waits for work; false once the queue is closed and empty.
+async fn receive(
+    queue: &mut mpsc::Receiver<Box<dyn Work>>,
+    batch: &mut Vec<Box<dyn Work>>,
+    limit: usize,
+    closing: &CancellationToken,
+) -> bool {
+    loop {
+        tokio::select! {
+            biased;
+            () = closing.cancelled(), if !queue.is_closed() => queue.close(),
+            received = queue.recv_many(batch, limit) => return received > 0,
+        }
+    }
+}
+
+/// The queue that all readers share. Whoever is free takes the next; the lock is held only
+/// while waiting for work.
+pub(super) type ReadQueue = Arc<Mutex<mpsc::Receiver<Box<dyn Work>>>>;
+
+/// One of several readers: each looks at one moment of the database and writes nothing.
+pub(super) struct Reader {
+    link: Link,
+    clock: Clock,
+}
+
+impl Reader {
+    pub(super) fn new(connector: Connector, conn: Conn, clock: Clock) -> Self {
+        Self { link: Link { connector, read_only: true, conn: Some(conn) }, clock }
+    }
+
+    /// Serves the shared queue until `closing`.
+    pub(super) async fn run(mut self, queue: ReadQueue, closing: CancellationToken) {
+        let mut next = Vec::new();
+        while receive(&mut *queue.lock().await, &mut next, 1, &closing).await {
+            for work in next.drain(..) {
+                self.look(work).await;
+            }
+        }
+        if let Some(conn) = self.link.conn.take() {
+            conn.close().await;
+        }
+    }
+
+    async fn look(&mut self, mut work: Box<dyn Work>) {
+        let mut tries = 1;
+        loop {
+            match self.one(work.as_mut()).await {
+                Ok(()) => return work.answer(),
+                Err(Error::Unavailable(_)) if tries < 2 => tries += 1,
+                Err(error) => {
+                    if !error.is_refusal() {
+                        tracing::warn!(%error, cause = ?std::error::Error::source(&error), "a read failed");
+                    }
+                    return work.fail(error);
+                }
+            }
+        }
+    }
+
+    async fn one(&mut self, work: &mut dyn Work) -> Result<()> {
+        let outcome = self.transaction(work).await.map_err(Failure::Before);
+        self.link.after(&outcome).await;
+        outcome.map_err(|failure| match failure {
+            Failure::Before(error) => error,
+            Failure::Unknown(source) => Error::Unconfirmed(source),
+        })
+    }
+
+    async fn transaction(&mut self, work: &mut dyn Work) -> Result<()> {
+        let (conn, _) = self.link.conn().await?;
+        if work.run_single(&mut Tx::single(conn, &self.clock)).await? {
+            return Ok(());
+        }
+        let mut tx = Tx::begin_read(conn, &self.clock).await?;
+        work.run(&mut tx).await?;
+        tx.commit().await.map(drop).map_err(Error::from)
+    }
+}

@@ -1,0 +1,283 @@
+//! Why the store did not do what was asked. Every refusal is without effect (invariant 9).
+
+use dormouse_proto::code::{Code, Coded};
+
+use crate::domain::{
+    id::{Digest, InstanceId, Name, NodeId},
+    instance::Refusal,
+};
+
+/// The store's answers.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a request had no effect, or may have had one ([`Error::Unconfirmed`]).
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The row's state does not allow it.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// No instance has this id, in this tenant.
+    #[error("instance.id {id:?} does not exist; list the instances to see which do")]
+    NoInstance {
+        /// What was asked for.
+        id: String,
+    },
+    /// Several ids begin like this.
+    #[error("instance.id {prefix:?} is the beginning of several: {}; give more characters", candidates.join(", "))]
+    Ambiguous {
+        /// What was asked for.
+        prefix: String,
+        /// Some of those that it fits, at most [`Error::MAX_CANDIDATES`], the last may be "…".
+        candidates: Vec<String>,
+    },
+    /// The id belongs to an instance that was started otherwise.
+    #[error(
+        "instance.id {id} exists and was started with another {differs}; choose another id, or repeat the very same start"
+    )]
+    OtherStart {
+        /// The id.
+        id: InstanceId,
+        /// Which fields differ, in words.
+        differs: String,
+    },
+    /// No image has this name and version, in this tenant.
+    #[error("image {name} does not exist; push it first")]
+    NoImage {
+        /// "name" or "name:version".
+        name: String,
+    },
+    /// The version points at other bytes.
+    #[error("image {name}:{version} exists with digest {digest}; push the other bytes under another version")]
+    OtherImage {
+        /// Its name.
+        name: Name,
+        /// Its version.
+        version: Name,
+        /// What is stored.
+        digest: Digest,
+    },
+    /// Instances that have not ended need the image.
+    #[error(
+        "image {name} is used by {instances} instances that have not ended; stop them or wait for their end"
+    )]
+    ImageInUse {
+        /// "name" or "name:version".
+        name: String,
+        /// How many.
+        instances: u64,
+    },
+    /// The image holds no such entry point, or several and none was named.
+    #[error("start.workflow {asked:?} is not in image {image}; it holds: {}", held.join(", "))]
+    NoWorkflow {
+        /// What was asked for; empty: nothing.
+        asked: String,
+        /// "name:version".
+        image: String,
+        /// What the image holds.
+        held: Vec<String>,
+    },
+    /// Only what has ended can be deleted.
+    #[error("instance {id} has not ended; stop it before you delete it")]
+    NotEnded {
+        /// The id.
+        id: InstanceId,
+    },
+    /// No attempt has this token.
+    #[error("the attempt's token is not known; only a process that this cluster launched may register")]
+    UnknownToken,
+    /// Larger than its limit.
+    #[error("{field} has {len} bytes, at most {max} are allowed; store it elsewhere and pass its address")]
+    TooLarge {
+        /// Which field.
+        field: &'static str,
+        /// Its bytes.
+        len: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// A value that this field does not take.
+    #[error("{field} is {value}; {remedy}")]
+    Invalid {
+        /// Which field.
+        field: &'static str,
+        /// What was given.
+        value: String,
+        /// What would pass.
+        remedy: &'static str,
+    },
+    /// As many of these as one instance may have.
+    #[error("the instance has {max} {what}, which is the limit; {remedy}")]
+    TooMany {
+        /// What, in the plural.
+        what: &'static str,
+        /// The limit.
+        max: u64,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// The node's lease belongs to somebody else now, or is lost.
+    #[error("node {node} does not hold its lease any more; end its processes and take a new lease")]
+    LeaseLost {
+        /// Which node.
+        node: NodeId,
+    },
+    /// The database does not answer. Nothing was written.
+    #[error("the database does not answer; repeat the request")]
+    Unavailable(#[source] sqlx::Error),
+    /// The connection broke during the commit: the write may be stored, or not.
+    #[error("the database did not confirm the write; repeat the request")]
+    Unconfirmed(#[source] sqlx::Error),
+    /// The disk under the database is full. Nothing was written.
+    #[error("the disk of the database is full; free space on it, then repeat the request")]
+    DiskFull(#[source] sqlx::Error),
+    /// The store is being closed. Nothing was written.
+    #[error("the service is shutting down; repeat the request on another or after its restart")]
+    Closed,
+    /// The database was migrated by a release that this one cannot work beside.
+    #[error("the database needs dormouse {needs} or newer, this is {this}; upgrade this service")]
+    ReleaseTooOld {
+        /// The oldest release that may.
+        needs: String,
+        /// This one.
+        this: String,
+    },
+    /// The database's address or its file cannot be used.
+    #[error("the database {database} cannot be opened: {problem}")]
+    Open {
+        /// Path or URL, without its password.
+        database: String,
+        /// Why, and what to do.
+        problem: String,
+        /// The database's own words.
+        #[source]
+        source: Option<sqlx::Error>,
+    },
+    /// A column holds what no release of ours has written.
+    #[error(
+        "table {table}, key {key:?}, column {column} is unreadable ({problem}); restore the database from a backup"
+    )]
+    Unreadable {
+        /// The table.
+        table: String,
+        /// The instance's internal key, if the row says it.
+        key: Option<i64>,
+        /// The column.
+        column: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A statement touched other rows than its guard promised. Rolled back.
+    #[error("a statement on table {table} touched {rows} rows instead of one; this is a defect, report it")]
+    Broken {
+        /// The table.
+        table: String,
+        /// How many rows.
+        rows: u64,
+    },
+    /// The database refused a statement of ours. Rolled back.
+    #[error("the database refused a statement; this is a defect, report it with the service's log")]
+    Database(#[source] sqlx::Error),
+}
+
+impl Error {
+    /// Candidates that an ambiguous prefix names.
+    pub const MAX_CANDIDATES: usize = 5;
+
+    /// Whether the request was judged and refused, as opposed to: something broke.
+    pub(super) fn is_refusal(&self) -> bool {
+        match self {
+            Self::Refused(_)
+            | Self::NoInstance { .. }
+            | Self::Ambiguous { .. }
+            | Self::OtherStart { .. }
+            | Self::NoImage { .. }
+            | Self::OtherImage { .. }
+            | Self::ImageInUse { .. }
+            | Self::NoWorkflow { .. }
+            | Self::NotEnded { .. }
+            | Self::UnknownToken
+            | Self::TooLarge { .. }
+            | Self::Invalid { .. }
+            | Self::TooMany { .. }
+            | Self::LeaseLost { .. } => true,
+            Self::Unavailable(_)
+            | Self::Unconfirmed(_)
+            | Self::DiskFull(_)
+            | Self::Closed
+            | Self::ReleaseTooOld { .. }
+            | Self::Open { .. }
+            | Self::Unreadable { .. }
+            | Self::Broken { .. }
+            | Self::Database(_) => false,
+        }
+    }
+
+    /// Whether the request lost a race inside the database and may simply be tried again.
+    pub(super) fn is_conflict(&self) -> bool {
+        let Self::Database(source) = self else { return false };
+        // PostgreSQL: serialization failure, deadlock, unique violation (two processes took
+        // the same number), lock time-out. SQLite: busy and its extended codes.
+        let codes = ["40001", "40P01", "23505", "55P03", "5", "261", "517", "773", "6", "262"];
+        database_code(source).is_some_and(|code| codes.contains(&code.as_str()))
+    }
+}
+
+fn database_code(error: &sqlx::Error) -> Option<String> {
+    error.as_database_error().and_then(|error| error.code()).map(std::borrow::Cow::into_owned)
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        if is_connection_lost(&error) {
+            Self::Unavailable(error)
+        } else if database_code(&error).is_some_and(|code| code == "13" || code == "53100") {
+            Self::DiskFull(error)
+        } else {
+            Self::Database(error)
+        }
+    }
+}
+
+/// Whether the connection is of no more use.
+pub(super) fn is_connection_lost(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::WorkerCrashed => true,
+        // PostgreSQL: classes 08 (connection) and 57 (the server shuts down or starts), too many
+        // connections. SQLite: input/output errors in all their kinds: after a failed flush
+        // the connection is not used again.
+        sqlx::Error::Database(error) => error.code().is_some_and(|code| match code.parse::<u32>() {
+            Ok(number) if code.len() < 5 => number & 0xff == 10,
+            _ => code.starts_with("08") || code.starts_with("57P") || code == "53300",
+        }),
+        _ => false,
+    }
+}
+
+impl Coded for Error {
+    fn code(&self) -> Code {
+        match self {
+            Self::Refused(Refusal::Fenced { .. }) => Code::Fenced,
+            Self::Refused(Refusal::Ended { .. } | Refusal::BeingCancelled)
+            | Self::ImageInUse { .. }
+            | Self::NotEnded { .. }
+            | Self::LeaseLost { .. }
+            | Self::ReleaseTooOld { .. }
+            | Self::Open { .. } => Code::FailedPrecondition,
+            Self::NoInstance { .. } | Self::NoImage { .. } => Code::NotFound,
+            Self::Ambiguous { .. }
+            | Self::TooLarge { .. }
+            | Self::Invalid { .. }
+            | Self::NoWorkflow { .. } => Code::InvalidArgument,
+            Self::OtherStart { .. } | Self::OtherImage { .. } => Code::AlreadyExists,
+            Self::UnknownToken => Code::Unauthenticated,
+            Self::TooMany { .. } | Self::DiskFull(_) => Code::ResourceExhausted,
+            Self::Unavailable(_) | Self::Unconfirmed(_) | Self::Closed => Code::Unavailable,
+            Self::Unreadable { .. } | Self::Broken { .. } | Self::Database(_) => Code::Internal,
+        }
+    }
+}

@@ -1,0 +1,389 @@
+//! Attempts that ended without having said so: told by their node, found by a node that
+//! starts, taken from a node that lost its lease, or over because time is.
+
+use std::{collections::HashSet, time::Duration};
+
+use super::{
+    Store,
+    attempts::{self, AttemptRef, Over},
+    commit::{LockOrder, Request},
+    endings::{self, Says, code, stated},
+    error::Result,
+    events::{self, NewEvent},
+    life::{self, Locked, life_columns},
+    nodes::{self, NodeLease},
+    payload,
+    sql::{Row, Stmt, Tx, args, stmt},
+};
+use crate::domain::{
+    event::EventKind,
+    id::{Attempt, NodeId},
+    instance::{CrashPolicy, Exit, Life, State},
+    outcome::{EndedBy, ExitReport, Outcome},
+    time::Micros,
+};
+
+/// What became of an instance whose attempt is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AfterExit {
+    /// It is launched again from this moment on.
+    Again {
+        /// When.
+        wake_at: Micros,
+    },
+    /// The crash ended it.
+    Ended(Outcome),
+    /// The row was not that attempt's any more, or it had recorded its own end: only the
+    /// attempt's report was written.
+    Recorded,
+}
+
+/// Why a process that a node runs should not run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Superseded {
+    /// A newer attempt, another node, or the instance was deleted: kill it.
+    Fenced,
+    /// The instance has ended. `EndedBy::Instance`: the process is on its way out by itself.
+    Ended(Outcome, EndedBy),
+    /// It suspended itself: the process is on its way out by itself.
+    Suspended,
+}
+
+/// How the end of an attempt came to be known.
+enum Told {
+    Exited(ExitReport),
+    NotLaunched(String),
+    GivenBack { retry_in: Duration, message: String },
+}
+
+struct OverFor {
+    of: AttemptRef,
+    told: Told,
+    policy: CrashPolicy,
+}
+
+impl Request for OverFor {
+    type Answer = AfterExit;
+
+    fn order(&self) -> LockOrder {
+        LockOrder::Instance(self.of.instance)
+    }
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<AfterExit> {
+        let Some(row) = life::lock_key(tx, self.of.instance).await? else { return Ok(AfterExit::Recorded) };
+        let now = tx.now().await?;
+        let over = self.over();
+        attempts::over(tx, self.of, &over, now).await?;
+        let exit = match &self.told {
+            Told::Exited(_) | Told::NotLaunched(_) => {
+                Exit::Crashed { newest_checkpoint: life::newest_checkpoint(tx, row.key).await? }
+            }
+            Told::GivenBack { retry_in, .. } => Exit::GivenBack { retry_in: *retry_in },
+        };
+        let Some(next) = row.life.exited(self.of.attempt, exit, &self.policy, now) else {
+            return Ok(AfterExit::Recorded);
+        };
+        self.tell(tx, &row, &over.message(), now).await?;
+        apply(tx, &row, &next, &over.message(), now).await
+    }
+}
+
+impl OverFor {
+    fn over(&self) -> Over<'_> {
+        match &self.told {
+            Told::Exited(report) => Over::Exited(report),
+            Told::NotLaunched(message) => Over::Without("not_launched", message),
+            Told::GivenBack { message, .. } => Over::Without("given_back", message),
+        }
+    }
+
+    async fn tell(&self, tx: &mut Tx<'_>, row: &Locked, message: &str, now: Micros) -> Result<()> {
+        let (kind, tail) = match &self.told {
+            Told::Exited(report) => (EventKind::Crashed, report.stderr_tail.as_str()),
+            Told::NotLaunched(_) | Told::GivenBack { .. } => (EventKind::LaunchFailed, ""),
+        };
+        let tail = (!tail.is_empty()).then(|| payload::raw(tail.as_bytes(), "stderr"));
+        let event = NewEvent { kind, message, payload: tail.as_ref() };
+        events::append(tx, row.key, self.of.attempt, now, event).await
+    }
+}
+
+/// Writes what follows from an exit.
+async fn apply(tx: &mut Tx<'_>, row: &Locked, next: &Life, reason: &str, now: Micros) -> Result<AfterExit> {
+    match &next.state {
+        State::Ended { outcome, .. } => {
+            let failure = (*outcome == Outcome::Failed).then(|| {
+                stated(
+                    code::CRASHED,
+                    format!("{} crashes without progress; the last: {reason}", next.crashes),
+                )
+            });
+            let says = Says { output: None, failure: failure.as_ref() };
+            endings::write(tx, row, next, says, now).await?;
+            Ok(AfterExit::Ended(*outcome))
+        }
+        State::Pending { .. } | State::Launching { .. } | State::Running { .. } | State::Suspended { .. } => {
+            life::write(tx, row, next, now).await?;
+            Ok(next.wake_at().map_or(AfterExit::Recorded, |wake_at| AfterExit::Again { wake_at }))
+        }
+    }
+}
+
+/// Rows that name a node, in key order; a range of the index on `node`.
+const OF_NODE: Stmt = stmt!(concat!(
+    "SELECT ",
+    life_columns!(),
+    " FROM instance WHERE node = $1 AND node IS NOT NULL ORDER BY key {for_update}"
+));
+const LOST_NODES: Stmt = stmt!("SELECT id FROM node WHERE lost ORDER BY id {for_update}");
+
+/// Gives rows of a node back to the wake queue.
+async fn return_rows(
+    tx: &mut Tx<'_>,
+    node: &NodeId,
+    known: &HashSet<AttemptRef>,
+    why: &'static str,
+) -> Result<Vec<AttemptRef>> {
+    let mut returned = Vec::new();
+    let rows = tx.fetch(&OF_NODE, args![node]).await?;
+    let now = tx.now().await?;
+    for row in rows {
+        let row = life::read(&row)?;
+        let of = AttemptRef { instance: row.key, attempt: row.life.attempt };
+        if known.contains(&of) {
+            continue;
+        }
+        let Some(next) = row.life.settle(node, now) else { continue };
+        attempts::over(tx, of, &Over::Without("returned", why), now).await?;
+        let event = NewEvent::new(EventKind::Returned, why);
+        events::append(tx, row.key, of.attempt, now, event).await?;
+        life::write(tx, &row, &next, now).await?;
+        returned.push(of);
+    }
+    Ok(returned)
+}
+
+struct Settle {
+    lease: NodeLease,
+    known: HashSet<AttemptRef>,
+}
+
+impl Request for Settle {
+    type Answer = Vec<AttemptRef>;
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Answer> {
+        nodes::hold(tx, &self.lease).await?;
+        return_rows(tx, &self.lease.node, &self.known, "its node knows no process of it").await
+    }
+}
+
+struct TakeOver;
+
+impl Request for TakeOver {
+    type Answer = Vec<AttemptRef>;
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Answer> {
+        let mut returned = Vec::new();
+        for row in tx.fetch(&LOST_NODES, args![]).await? {
+            let node = row.parsed("id", |text| NodeId::parse(text).ok())?;
+            returned.extend(return_rows(tx, &node, &HashSet::new(), "its node lost its lease").await?);
+        }
+        Ok(returned)
+    }
+}
+
+/// Instances whose time ended, and when the next one's does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expired {
+    /// Ended now; a process that still runs is to be killed.
+    pub ended: Vec<AttemptRef>,
+    /// When to look again; [`Duration::MAX`]: nothing has a limit.
+    pub next_in: Duration,
+}
+
+/// Time limits that one transaction looks at.
+const EXPIRE: u32 = 100;
+
+const PAST_DEADLINE: Stmt = stmt!(concat!(
+    "SELECT ",
+    life_columns!(),
+    " FROM instance
+      WHERE deadline_at IS NOT NULL AND ended_at IS NULL AND deadline_at <= $1
+      ORDER BY deadline_at, key LIMIT $2 {skip_locked}"
+));
+const NEXT_DEADLINE: Stmt = stmt!(
+    "SELECT deadline_at FROM instance
+      WHERE deadline_at IS NOT NULL AND ended_at IS NULL ORDER BY deadline_at, key LIMIT 1"
+);
+
+struct Expire;
+
+impl Request for Expire {
+    type Answer = Expired;
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Expired> {
+        let now = tx.now().await?;
+        let mut ended = Vec::new();
+        for row in tx.fetch(&PAST_DEADLINE, args![now, EXPIRE]).await? {
+            let row = life::read(&row)?;
+            if let Some(next) = row.life.expire(now) {
+                let failure = stated(code::TIME_LIMIT, "the instance's time limit passed".to_owned());
+                let says = Says { output: None, failure: Some(&failure) };
+                endings::write(tx, &row, &next, says, now).await?;
+                ended.push(AttemptRef { instance: row.key, attempt: row.life.attempt });
+            }
+        }
+        let next = tx.fetch_optional(&NEXT_DEADLINE, args![]).await?;
+        let next_in = match next.map(|row| row.at("deadline_at")).transpose()? {
+            None => Duration::MAX,
+            Some(at) => at.since(now),
+        };
+        Ok(Expired { ended, next_in })
+    }
+}
+
+const CANCELS_OF_NODE: Stmt = stmt!(concat!(
+    "SELECT ",
+    life_columns!(),
+    " FROM instance
+      WHERE node = $1 AND node IS NOT NULL AND state = 'RUNNING' AND cancel = 'asked'
+      ORDER BY key {for_update}"
+));
+
+/// Cancellations of a node whose grace is over.
+struct Overdue {
+    lease: NodeLease,
+    grace: Duration,
+}
+
+impl Request for Overdue {
+    type Answer = Expired;
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Expired> {
+        nodes::hold(tx, &self.lease).await?;
+        let rows = tx.fetch(&CANCELS_OF_NODE, args![&self.lease.node]).await?;
+        let now = tx.now().await?;
+        let (mut ended, mut next_in) = (Vec::new(), Duration::MAX);
+        for row in rows {
+            let since = row.at("cancel_at")?;
+            let row = life::read(&row)?;
+            let of = row.life.attempt;
+            match row.life.cancel_overdue(of, self.grace, now) {
+                Some(next) => {
+                    endings::write(tx, &row, &next, Says::default(), now).await?;
+                    ended.push(AttemptRef { instance: row.key, attempt: of });
+                }
+                None => next_in = next_in.min((since + self.grace).since(now)),
+            }
+        }
+        Ok(Expired { ended, next_in })
+    }
+}
+
+struct FindSuperseded {
+    node: NodeId,
+    running: Vec<AttemptRef>,
+}
+
+impl Request for FindSuperseded {
+    type Answer = Vec<(AttemptRef, Superseded)>;
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Answer> {
+        const LOOK: Stmt = stmt!(concat!("SELECT ", life_columns!(), " FROM instance WHERE key = $1"));
+        let mut found = Vec::new();
+        for of in &self.running {
+            let row = tx.fetch_optional(&LOOK, args![of.instance]).await?;
+            let verdict = match row.map(|row: Row| life::read(&row)).transpose()? {
+                None => Some(Superseded::Fenced),
+                Some(row) => judge(&row.life, of.attempt, &self.node),
+            };
+            found.extend(verdict.map(|verdict| (*of, verdict)));
+        }
+        Ok(found)
+    }
+}
+
+/// Why attempt `of` on `node` should not run; none: it should.
+fn judge(life: &Life, of: Attempt, node: &NodeId) -> Option<Superseded> {
+    if life.attempt != of {
+        return Some(Superseded::Fenced);
+    }
+    match &life.state {
+        State::Launching { node: at, .. } | State::Running { node: at } => {
+            (at != node).then_some(Superseded::Fenced)
+        }
+        State::Ended { outcome, by, .. } => Some(Superseded::Ended(*outcome, *by)),
+        // Its claim was given back, or it waits for its retry: this process is nobody's.
+        State::Pending { .. } => Some(Superseded::Fenced),
+        State::Suspended { waits, .. } if waits.for_retry() => Some(Superseded::Fenced),
+        State::Suspended { .. } => Some(Superseded::Suspended),
+    }
+}
+
+impl Store {
+    /// The process of an attempt ended. If it had not recorded an ending or a suspension, that
+    /// is a crash: launched again after a pause, or ended beyond the limit.
+    pub async fn exited(&self, of: AttemptRef, mut report: ExitReport) -> Result<AfterExit> {
+        payload::cut(&mut report.stderr_tail, STDERR_TAIL);
+        self.over(of, Told::Exited(report)).await
+    }
+
+    /// An attempt's process could not be started: counts as a crash.
+    pub async fn launch_failed(&self, of: AttemptRef, mut message: String) -> Result<AfterExit> {
+        payload::cut(&mut message, STDERR_TAIL);
+        self.over(of, Told::NotLaunched(message)).await
+    }
+
+    /// The claim is given back for a reason that is not the instance's fault (its image cannot
+    /// be fetched, the node drains): no crash, due again after `retry_in`.
+    pub async fn give_back(
+        &self,
+        of: AttemptRef,
+        retry_in: Duration,
+        mut message: String,
+    ) -> Result<AfterExit> {
+        payload::cut(&mut message, STDERR_TAIL);
+        self.over(of, Told::GivenBack { retry_in, message }).await
+    }
+
+    async fn over(&self, of: AttemptRef, told: Told) -> Result<AfterExit> {
+        let policy = self.crash_policy();
+        self.write_instance(of.instance, OverFor { of, told, policy }).await
+    }
+
+    /// Returns each row that names the node, and of whose attempt it knows no process, to the
+    /// wake queue. At the node's start, after a lost lease, and before its first claim.
+    pub async fn settle(&self, lease: &NodeLease, known: &[AttemptRef]) -> Result<Vec<AttemptRef>> {
+        let known = known.iter().copied().collect();
+        self.write_node(Settle { lease: lease.clone(), known }).await
+    }
+
+    /// Returns the rows of all nodes whose lease is lost. Every node that looks repeats it.
+    pub async fn take_over(&self) -> Result<Vec<AttemptRef>> {
+        self.write_node(TakeOver).await
+    }
+
+    /// Ends instances whose time limit passed, some at a time: call it again while it ended any.
+    pub async fn expire(&self) -> Result<Expired> {
+        self.write_node(Expire).await
+    }
+
+    /// Ends instances of the node that did not feel their cancellation within the grace
+    /// (`Limits::cancel_grace`).
+    pub async fn cancel_overdue(&self, lease: &NodeLease) -> Result<Expired> {
+        let grace = self.limits().cancel_grace;
+        self.write_node(Overdue { lease: lease.clone(), grace }).await
+    }
+
+    /// Which of the attempts that a node runs should not run any more, and why.
+    pub async fn superseded(
+        &self,
+        node: &NodeId,
+        running: &[AttemptRef],
+    ) -> Result<Vec<(AttemptRef, Superseded)>> {
+        self.read(FindSuperseded { node: node.clone(), running: running.to_vec() }).await
+    }
+}
+
+/// Longest end of standard error, or message, that is kept, in bytes.
+const STDERR_TAIL: usize = 4096;

@@ -1,0 +1,345 @@
+//! Images by digest, and the names and versions of each tenant that point at them.
+
+use super::{
+    Store,
+    commit::Request,
+    error::{Error, Result},
+    sql::{Row, Stmt, Tx, args, stmt},
+};
+use crate::domain::{
+    id::{Digest, Name, Tenant},
+    time::Micros,
+};
+
+/// A version of a tenant's image, and what is known about its bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// Its name.
+    pub name: Name,
+    /// Its version.
+    pub version: Name,
+    /// Its bytes.
+    pub digest: Digest,
+    /// How many they are.
+    pub size: u64,
+    /// The entry points it holds, as read from the binary; empty: unknown.
+    pub workflows: Vec<Name>,
+    /// The SDK it was built with; may be empty.
+    pub sdk_version: String,
+    /// What machines execute it.
+    pub architecture: String,
+    /// When this version was stored.
+    pub created_at: Micros,
+}
+
+/// What is stored with a new version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewImage {
+    /// Whose name it is.
+    pub tenant: Tenant,
+    /// The name.
+    pub name: Name,
+    /// The version.
+    pub version: Name,
+    /// The bytes; they must be stored already.
+    pub digest: Digest,
+    /// How many.
+    pub size: u64,
+    /// Entry points.
+    pub workflows: Vec<Name>,
+    /// The SDK.
+    pub sdk_version: String,
+    /// The architecture.
+    pub architecture: String,
+}
+
+/// What a deletion of image versions did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeletedImages {
+    /// Versions that are gone.
+    pub versions: u64,
+    /// Digests that nothing refers to any more: their bytes may go.
+    pub unused: Vec<Digest>,
+}
+
+macro_rules! columns {
+    () => {
+        "n.name, n.version, n.digest, n.created_at, i.size, i.workflows, i.sdk_version, i.architecture"
+    };
+}
+
+const INSERT_IMAGE: Stmt = stmt!(
+    "INSERT INTO image (digest, size, workflows, sdk_version, architecture, created_at)
+     VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (digest) DO NOTHING"
+);
+const INSERT_NAME: Stmt = stmt!(
+    "INSERT INTO image_name (tenant, name, version, number, digest, created_at)
+     SELECT $1, $2, $3, COALESCE(MAX(number), 0) + 1, $4, $5
+       FROM image_name WHERE tenant = $1 AND name = $2
+     ON CONFLICT (tenant, name, version) DO NOTHING"
+);
+const GET: Stmt = stmt!(concat!(
+    "SELECT ",
+    columns!(),
+    " FROM image_name n JOIN image i ON i.digest = n.digest
+      WHERE n.tenant = $1 AND n.name = $2 AND n.version = $3"
+));
+const GET_NEWEST: Stmt = stmt!(concat!(
+    "SELECT ",
+    columns!(),
+    " FROM image_name n JOIN image i ON i.digest = n.digest
+      WHERE n.tenant = $1 AND n.name = $2 ORDER BY n.number DESC LIMIT 1"
+));
+/// Holds the version until the start that uses it is committed: a deletion waits for it.
+const HOLD: Stmt =
+    stmt!("SELECT digest FROM image_name WHERE tenant = $1 AND name = $2 AND version = $3 {for_share}");
+const LIST: Stmt = stmt!(concat!(
+    "SELECT ",
+    columns!(),
+    " FROM image_name n JOIN image i ON i.digest = n.digest WHERE n.tenant = $1 ORDER BY n.name, n.number DESC"
+));
+const LIST_NAME: Stmt = stmt!(concat!(
+    "SELECT ",
+    columns!(),
+    " FROM image_name n JOIN image i ON i.digest = n.digest
+      WHERE n.tenant = $1 AND n.name = $2 ORDER BY n.number DESC"
+));
+const LOCK_VERSIONS: Stmt = stmt!(
+    "SELECT version, digest FROM image_name WHERE tenant = $1 AND name = $2 ORDER BY version {for_update}"
+);
+const IN_USE: Stmt = stmt!(
+    "SELECT COUNT(*) AS n FROM instance
+      WHERE tenant = $1 AND image_name = $2 AND image_version = $3 AND ended_at IS NULL"
+);
+const DELETE_NAME: Stmt = stmt!("DELETE FROM image_name WHERE tenant = $1 AND name = $2 AND version = $3");
+const DELETE_UNUSED: Stmt = stmt!(
+    "DELETE FROM image WHERE digest = $1
+        AND NOT EXISTS (SELECT 1 FROM image_name WHERE digest = $1)
+        AND NOT EXISTS (SELECT 1 FROM instance WHERE image_digest = $1 AND ended_at IS NULL)"
+);
+
+/// An image that a start holds.
+pub(super) struct FoundImage {
+    pub(super) name: Name,
+    pub(super) version: Name,
+    pub(super) digest: Digest,
+    workflows: Vec<Name>,
+}
+
+impl FoundImage {
+    /// The entry point that a start means.
+    pub(super) fn workflow(&self, asked: Option<&Name>) -> Result<Name> {
+        let found = match asked {
+            None if self.workflows.len() == 1 => self.workflows.first(),
+            None => None,
+            // What the binary does not list cannot be judged here: the process says it.
+            Some(asked) if self.workflows.is_empty() || self.workflows.contains(asked) => Some(asked),
+            Some(_) => None,
+        };
+        found.cloned().ok_or_else(|| Error::NoWorkflow {
+            asked: asked.map(Name::to_string).unwrap_or_default(),
+            image: format!("{}:{}", self.name, self.version),
+            held: self.workflows.iter().map(Name::to_string).collect(),
+        })
+    }
+}
+
+fn call(name: &Name, version: Option<&Name>) -> String {
+    version.map_or_else(|| name.to_string(), |version| format!("{name}:{version}"))
+}
+
+fn read(row: &Row) -> Result<Image> {
+    let workflows = row.text("workflows")?;
+    let workflows = serde_json::from_str(&workflows);
+    Ok(Image {
+        name: row.name("name")?,
+        version: row.name("version")?,
+        digest: row.digest("digest")?,
+        size: row.number("size")?,
+        workflows: workflows.map_err(|error| row.unreadable("workflows", error.to_string()))?,
+        sdk_version: row.text("sdk_version")?,
+        architecture: row.text("architecture")?,
+        created_at: row.at("created_at")?,
+    })
+}
+
+async fn get(tx: &mut Tx<'_>, tenant: &Tenant, name: &Name, version: Option<&Name>) -> Result<Image> {
+    let row = match version {
+        Some(version) => tx.fetch_optional(&GET, args![tenant, name, version]).await?,
+        None => tx.fetch_optional(&GET_NEWEST, args![tenant, name]).await?,
+    };
+    let row = row.ok_or_else(|| Error::NoImage { name: call(name, version) })?;
+    read(&row)
+}
+
+/// Finds the version that a start means and holds it until the transaction's end.
+pub(super) async fn hold(
+    tx: &mut Tx<'_>,
+    tenant: &Tenant,
+    name: &Name,
+    version: Option<&Name>,
+) -> Result<FoundImage> {
+    let image = get(tx, tenant, name, version).await?;
+    let held = tx.fetch_optional(&HOLD, args![tenant, name, &image.version]).await?;
+    // Deleted between the look and the lock.
+    let held = held.ok_or_else(|| Error::NoImage { name: call(name, version) })?;
+    Ok(FoundImage {
+        digest: held.digest("digest")?,
+        name: image.name,
+        version: image.version,
+        workflows: image.workflows,
+    })
+}
+
+struct Put {
+    image: NewImage,
+    workflows: String,
+}
+
+impl Request for Put {
+    /// The stored version, and whether it existed.
+    type Answer = (Image, bool);
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Answer> {
+        let image = &self.image;
+        let now = tx.now().await?;
+        if let Some(row) = tx.fetch_optional(&GET, args![&image.tenant, &image.name, &image.version]).await? {
+            return self.same(read(&row)?);
+        }
+        let digest = image.digest.to_string();
+        let row = args![&digest, image.size, &self.workflows, &image.sdk_version, &image.architecture, now];
+        tx.execute(&INSERT_IMAGE, row).await?;
+        let row = args![&image.tenant, &image.name, &image.version, &digest, now];
+        let existed = tx.execute(&INSERT_NAME, row).await? == 0;
+        let stored = get(tx, &image.tenant, &image.name, Some(&image.version)).await?;
+        if existed { self.same(stored) } else { Ok((stored, false)) }
+    }
+}
+
+impl Put {
+    fn same(&self, stored: Image) -> Result<(Image, bool)> {
+        if stored.digest == self.image.digest {
+            return Ok((stored, true));
+        }
+        Err(Error::OtherImage { name: stored.name, version: stored.version, digest: stored.digest })
+    }
+}
+
+struct Get {
+    tenant: Tenant,
+    name: Name,
+    version: Option<Name>,
+}
+
+impl Request for Get {
+    type Answer = Image;
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Image> {
+        get(tx, &self.tenant, &self.name, self.version.as_ref()).await
+    }
+}
+
+struct List {
+    tenant: Tenant,
+    name: Option<Name>,
+}
+
+impl Request for List {
+    type Answer = Vec<Image>;
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Answer> {
+        let rows = match &self.name {
+            Some(name) => tx.fetch(&LIST_NAME, args![&self.tenant, name]).await?,
+            None => tx.fetch(&LIST, args![&self.tenant]).await?,
+        };
+        rows.iter().map(read).collect()
+    }
+}
+
+struct Delete {
+    tenant: Tenant,
+    name: Name,
+    version: Option<Name>,
+}
+
+impl Request for Delete {
+    type Answer = DeletedImages;
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<DeletedImages> {
+        let versions = self.lock_unused(tx).await?;
+        let mut digests = Vec::new();
+        for (version, digest) in &versions {
+            tx.execute_one(&DELETE_NAME, args![&self.tenant, &self.name, version]).await?;
+            if !digests.contains(digest) {
+                digests.push(*digest);
+            }
+        }
+        let mut unused = Vec::new();
+        for digest in digests {
+            let text = digest.to_string();
+            if tx.execute(&DELETE_UNUSED, args![&text]).await? == 1 {
+                unused.push(digest);
+            }
+        }
+        Ok(DeletedImages { versions: versions.len() as u64, unused })
+    }
+}
+
+impl Delete {
+    /// The versions that are meant, locked; refused while an instance needs one. Counted after
+    /// the lock: a start that held the version before is committed then.
+    async fn lock_unused(&self, tx: &mut Tx<'_>) -> Result<Vec<(Name, Digest)>> {
+        let mut versions = Vec::new();
+        for row in tx.fetch(&LOCK_VERSIONS, args![&self.tenant, &self.name]).await? {
+            let version = row.name("version")?;
+            if self.version.as_ref().is_none_or(|asked| *asked == version) {
+                versions.push((version, row.digest("digest")?));
+            }
+        }
+        let name = call(&self.name, self.version.as_ref());
+        if versions.is_empty() {
+            return Err(Error::NoImage { name });
+        }
+        let mut instances = 0;
+        for (version, _) in &versions {
+            let used = tx.fetch_one(&IN_USE, args![&self.tenant, &self.name, version]).await?;
+            instances += used.number("n")?;
+        }
+        if instances > 0 {
+            return Err(Error::ImageInUse { name, instances });
+        }
+        Ok(versions)
+    }
+}
+
+impl Store {
+    /// Points a name and version at bytes that are stored. The same again is answered with
+    /// `true`; other bytes under the same version are refused with ALREADY_EXISTS.
+    pub async fn put_image(&self, image: NewImage) -> Result<(Image, bool)> {
+        super::check_text("image.sdk_version", &image.sdk_version)?;
+        super::check_text("image.architecture", &image.architecture)?;
+        let workflows = serde_json::to_string(&image.workflows).expect("a list of names is JSON");
+        self.write_node(Put { image, workflows }).await
+    }
+
+    /// A version of an image; without a version its newest.
+    pub async fn image(&self, tenant: &Tenant, name: &Name, version: Option<&Name>) -> Result<Image> {
+        self.read(Get { tenant: tenant.clone(), name: name.clone(), version: version.cloned() }).await
+    }
+
+    /// All versions of a name or of all names, newest first within a name.
+    pub async fn images(&self, tenant: &Tenant, name: Option<&Name>) -> Result<Vec<Image>> {
+        self.read(List { tenant: tenant.clone(), name: name.cloned() }).await
+    }
+
+    /// Deletes a version, or all of a name. Refused while instances that have not ended use one.
+    pub async fn delete_image(
+        &self,
+        tenant: &Tenant,
+        name: &Name,
+        version: Option<&Name>,
+    ) -> Result<DeletedImages> {
+        let (tenant, name, version) = (tenant.clone(), name.clone(), version.cloned());
+        self.write_node(Delete { tenant, name, version }).await
+    }
+}

@@ -1,0 +1,380 @@
+//! Looking at instances: one with everything, many by filters, how many, and whom a prefix
+//! means. Reads only.
+
+use std::collections::BTreeMap;
+
+use super::{
+    Store,
+    attempts::AttemptRef,
+    commit::Request,
+    endings,
+    error::{Error, Result},
+    life::{self, Target},
+    payload,
+    sql::{Row, Stmt, Tx, args, stmt},
+};
+use crate::domain::{
+    event::Progress,
+    id::{Attempt, Digest, InstanceId, InstanceKey, Name, Tenant},
+    instance::{Life, Status},
+    outcome::Failure,
+    payload::Payload,
+    time::Micros,
+};
+
+/// An instance as people see it, without its payloads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    /// Its internal key, which is also the order of starts.
+    pub key: InstanceKey,
+    /// Whose it is.
+    pub tenant: Tenant,
+    /// Its public id.
+    pub id: InstanceId,
+    /// The image's name.
+    pub image: Name,
+    /// Its version.
+    pub version: Name,
+    /// Its bytes.
+    pub digest: Digest,
+    /// The entry point.
+    pub workflow: Name,
+    /// 0–9.
+    pub priority: u8,
+    /// The row that decides.
+    pub life: Life,
+    /// When it was started by a controller.
+    pub created_at: Micros,
+    /// When its first process registered.
+    pub started_at: Option<Micros>,
+    /// When its row last changed.
+    pub changed_at: Micros,
+    /// Raised by each change of the row.
+    pub revision: u64,
+    /// What it reported last, and when.
+    pub progress: Option<(Progress, Micros)>,
+    /// Why it failed, or what a cancelled workflow returned.
+    pub failure: Option<Failure>,
+}
+
+impl Instance {
+    /// The newest attempt, as services name it.
+    pub fn attempt_ref(&self) -> AttemptRef {
+        AttemptRef { instance: self.key, attempt: self.life.attempt }
+    }
+}
+
+/// An instance with everything that one screen shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InstanceDetail {
+    /// The row.
+    pub instance: Instance,
+    /// What the start gave it.
+    pub input: Payload,
+    /// Environment variables that the start named.
+    pub env: BTreeMap<String, String>,
+    /// What it returned.
+    pub output: Option<Payload>,
+    /// Checkpoints stored.
+    pub checkpoints: u64,
+    /// Signals that no wait has consumed.
+    pub unread_signals: u64,
+    /// How an attempt last ended by accident, and which; also if it goes on since.
+    pub last_exit: Option<(Attempt, String)>,
+    /// The database's clock.
+    pub now: Micros,
+}
+
+/// Which instances to list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ListFilter {
+    /// Only these.
+    pub status: Option<Status>,
+    /// Only of this image's name.
+    pub image: Option<Name>,
+    /// Only those started before this one: the cursor of the next page.
+    pub before: Option<InstanceKey>,
+    /// At most so many; at least 1, at most 1,000.
+    pub limit: u32,
+}
+
+/// A page of instances, newest first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InstancePage {
+    /// What was found.
+    pub instances: Vec<Instance>,
+    /// Give this as `before` to read on; none: that was all.
+    pub next: Option<InstanceKey>,
+}
+
+macro_rules! view {
+    ($tail:literal) => {
+        stmt!(concat!(
+            "SELECT i.key, i.tenant, i.id, i.state, i.waits, i.wake_at, i.attempt, i.session, i.open, i.node,
+                    i.paused, i.cancel, i.cancel_at, i.crashes, i.deadline_at, i.ended_at, i.ended_by,
+                    i.image_name, i.image_version, i.image_digest, i.workflow, i.priority, i.created_at,
+                    i.started_at, i.changed_at, i.version, i.progress_done, i.progress_total,
+                    i.progress_message, i.progress_at, e.code, e.message, e.retryable, e.details
+               FROM instance i LEFT JOIN instance_ending e ON e.instance = i.key ",
+            $tail
+        ))
+    };
+}
+
+const GET: Stmt = view!("WHERE i.key = $1 AND i.tenant = $2");
+const LIST: Stmt = view!("WHERE i.tenant = $1 AND i.key < $2 ORDER BY i.key DESC LIMIT $3");
+const LIST_STATE: Stmt =
+    view!("WHERE i.tenant = $1 AND i.key < $2 AND i.state = $4 ORDER BY i.key DESC LIMIT $3");
+const LIST_IMAGE: Stmt =
+    view!("WHERE i.tenant = $1 AND i.key < $2 AND i.image_name = $4 ORDER BY i.key DESC LIMIT $3");
+const LIST_BOTH: Stmt = view!(
+    "WHERE i.tenant = $1 AND i.key < $2 AND i.image_name = $4 AND i.state = $5 ORDER BY i.key DESC LIMIT $3"
+);
+const BODY: Stmt = stmt!(
+    "SELECT s.instance, s.input, s.encoding, s.type_name, s.env,
+            e.output, e.encoding AS output_encoding, e.type_name AS output_type
+       FROM instance_start s LEFT JOIN instance_ending e ON e.instance = s.instance WHERE s.instance = $1"
+);
+const COUNTS: Stmt = stmt!(
+    "SELECT (SELECT COALESCE(MAX(number), 0) FROM checkpoint WHERE instance = $1) AS checkpoints,
+            (SELECT COUNT(*) FROM signal WHERE instance = $1 AND consumed_by IS NULL) AS unread"
+);
+const LAST_EXIT: Stmt = stmt!(
+    "SELECT attempt, exit_message FROM attempt
+      WHERE instance = $1 AND exit_message IS NOT NULL ORDER BY attempt DESC LIMIT 1"
+);
+const COUNT: Stmt = stmt!("SELECT state, COUNT(*) AS n FROM instance WHERE tenant = $1 GROUP BY state");
+const COUNT_IMAGE: Stmt =
+    stmt!("SELECT state, COUNT(*) AS n FROM instance WHERE tenant = $1 AND image_name = $2 GROUP BY state");
+const FIND: Stmt = stmt!("SELECT key FROM instance WHERE tenant = $1 AND id = $2");
+const FIND_PREFIX: Stmt =
+    stmt!("SELECT id FROM instance WHERE tenant = $1 AND id >= $2 AND id < $3 ORDER BY id LIMIT $4");
+
+fn read(row: &Row) -> Result<Instance> {
+    let locked = life::read(row)?;
+    let progress = match row.opt_at("progress_at")? {
+        None => None,
+        Some(at) => {
+            let (done, total) = (row.number("progress_done")?, row.number("progress_total")?);
+            Some((Progress { done, total, message: row.text("progress_message")? }, at))
+        }
+    };
+    let priority = u8::try_from(row.small("priority")?);
+    Ok(Instance {
+        key: locked.key,
+        tenant: locked.tenant,
+        id: locked.id,
+        life: locked.life,
+        image: row.name("image_name")?,
+        version: row.name("image_version")?,
+        digest: row.digest("image_digest")?,
+        workflow: row.name("workflow")?,
+        priority: priority.map_err(|error| row.unreadable("priority", error.to_string()))?,
+        created_at: row.at("created_at")?,
+        started_at: row.opt_at("started_at")?,
+        changed_at: row.at("changed_at")?,
+        revision: row.number("version")?,
+        progress,
+        failure: endings::read_failure(row)?,
+    })
+}
+
+struct Get {
+    target: Target,
+}
+
+impl Request for Get {
+    type Answer = Instance;
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Instance> {
+        let row = tx.fetch_optional(&GET, args![self.target.key, &self.target.tenant]).await?;
+        read(&row.ok_or_else(|| self.target.missing())?)
+    }
+
+    async fn run_single(&self, tx: &mut Tx<'_>) -> Result<Option<Instance>> {
+        self.run(tx).await.map(Some)
+    }
+}
+
+struct Detail {
+    target: Target,
+}
+
+impl Request for Detail {
+    type Answer = InstanceDetail;
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<InstanceDetail> {
+        let instance = Get { target: self.target.clone() }.run(tx).await?;
+        let key = instance.key;
+        let body = tx.fetch_one(&BODY, args![key]).await?;
+        let counts = tx.fetch_one(&COUNTS, args![key]).await?;
+        let last_exit = tx.fetch_optional(&LAST_EXIT, args![key]).await?;
+        let env = body.text("env")?;
+        Ok(InstanceDetail {
+            instance,
+            input: payload::read_from(&body, "input")?.unwrap_or_default(),
+            env: serde_json::from_str(&env).map_err(|error| body.unreadable("env", error.to_string()))?,
+            output: read_output(&body)?,
+            checkpoints: counts.number("checkpoints")?,
+            unread_signals: counts.number("unread")?,
+            last_exit: match last_exit {
+                Some(row) => Some((row.attempt("attempt")?, row.text("exit_message")?)),
+                None => None,
+            },
+            now: tx.now().await?,
+        })
+    }
+}
+
+fn read_output(row: &Row) -> Result<Option<Payload>> {
+    use crate::domain::payload::Encoding;
+    let Some(data) = row.opt_blob("output")? else { return Ok(None) };
+    let encoding = row.parsed("output_encoding", Encoding::parse)?;
+    Ok(Some(Payload { data, encoding, type_name: row.text("output_type")? }))
+}
+
+struct List {
+    tenant: Tenant,
+    filter: ListFilter,
+}
+
+impl Request for List {
+    type Answer = InstancePage;
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<InstancePage> {
+        let limit = self.filter.limit.clamp(1, 1000);
+        let before = self.filter.before.unwrap_or(InstanceKey(i64::MAX));
+        let (tenant, one_more) = (&self.tenant, limit + 1);
+        let state = self.filter.status.map(Status::as_str);
+        let rows = match (&self.filter.image, state) {
+            (None, None) => tx.fetch(&LIST, args![tenant, before, one_more]).await?,
+            (None, Some(state)) => tx.fetch(&LIST_STATE, args![tenant, before, one_more, state]).await?,
+            (Some(image), None) => tx.fetch(&LIST_IMAGE, args![tenant, before, one_more, image]).await?,
+            (Some(image), Some(state)) => {
+                tx.fetch(&LIST_BOTH, args![tenant, before, one_more, image, state]).await?
+            }
+        };
+        let mut instances = rows.iter().map(read).collect::<Result<Vec<_>>>()?;
+        let more = instances.len() > limit as usize;
+        instances.truncate(limit as usize);
+        let next = if more { instances.last().map(|last| last.key) } else { None };
+        Ok(InstancePage { instances, next })
+    }
+
+    async fn run_single(&self, tx: &mut Tx<'_>) -> Result<Option<InstancePage>> {
+        self.run(tx).await.map(Some)
+    }
+}
+
+struct Count {
+    tenant: Tenant,
+    image: Option<Name>,
+}
+
+impl Request for Count {
+    type Answer = BTreeMap<&'static str, u64>;
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Answer> {
+        let rows = match &self.image {
+            Some(image) => tx.fetch(&COUNT_IMAGE, args![&self.tenant, image]).await?,
+            None => tx.fetch(&COUNT, args![&self.tenant]).await?,
+        };
+        rows.iter().map(|row| Ok((row.parsed("state", Status::parse)?.as_str(), row.number("n")?))).collect()
+    }
+
+    async fn run_single(&self, tx: &mut Tx<'_>) -> Result<Option<Self::Answer>> {
+        self.run(tx).await.map(Some)
+    }
+}
+
+/// Looks up the internal key of an id; it never changes while the instance exists.
+struct Find {
+    tenant: Tenant,
+    id: InstanceId,
+}
+
+impl Request for Find {
+    type Answer = Target;
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Target> {
+        let row = tx.fetch_optional(&FIND, args![&self.tenant, &self.id]).await?;
+        let row = row.ok_or_else(|| Error::NoInstance { id: self.id.to_string() })?;
+        Ok(Target { key: row.instance("key")?, tenant: self.tenant.clone(), id: self.id.clone() })
+    }
+
+    async fn run_single(&self, tx: &mut Tx<'_>) -> Result<Option<Target>> {
+        self.run(tx).await.map(Some)
+    }
+}
+
+struct Resolve {
+    tenant: Tenant,
+    prefix: InstanceId,
+}
+
+impl Request for Resolve {
+    type Answer = InstanceId;
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<InstanceId> {
+        // '~' is behind every character that an id may have.
+        let end = format!("{}~", self.prefix);
+        let most = Error::MAX_CANDIDATES as u64 + 1;
+        let rows = tx.fetch(&FIND_PREFIX, args![&self.tenant, &self.prefix, &end, most]).await?;
+        let mut found = Vec::new();
+        for row in &rows {
+            found.push(row.parsed("id", |text| InstanceId::parse(text).ok())?);
+        }
+        match found.as_slice() {
+            [] => Err(Error::NoInstance { id: self.prefix.to_string() }),
+            [only] => Ok(only.clone()),
+            // The prefix itself sorts first.
+            [exact, ..] if *exact == self.prefix => Ok(exact.clone()),
+            several => {
+                let mut candidates: Vec<String> = several.iter().map(InstanceId::to_string).collect();
+                if candidates.len() > Error::MAX_CANDIDATES {
+                    candidates.truncate(Error::MAX_CANDIDATES - 1);
+                    candidates.push("…".to_owned());
+                }
+                Err(Error::Ambiguous { prefix: self.prefix.to_string(), candidates })
+            }
+        }
+    }
+
+    async fn run_single(&self, tx: &mut Tx<'_>) -> Result<Option<InstanceId>> {
+        self.run(tx).await.map(Some)
+    }
+}
+
+impl Store {
+    /// An instance without its payloads.
+    pub async fn instance(&self, tenant: &Tenant, id: &InstanceId) -> Result<Instance> {
+        let target = self.target(tenant, id).await?;
+        self.read(Get { target }).await
+    }
+
+    /// An instance with everything that one screen shows.
+    pub async fn instance_detail(&self, tenant: &Tenant, id: &InstanceId) -> Result<InstanceDetail> {
+        let target = self.target(tenant, id).await?;
+        self.read(Detail { target }).await
+    }
+
+    /// A page of a tenant's instances, newest first.
+    pub async fn list(&self, tenant: &Tenant, filter: ListFilter) -> Result<InstancePage> {
+        self.read(List { tenant: tenant.clone(), filter }).await
+    }
+
+    /// How many instances stand in each status; a status without any is left out.
+    pub async fn count(&self, tenant: &Tenant, image: Option<&Name>) -> Result<BTreeMap<&'static str, u64>> {
+        self.read(Count { tenant: tenant.clone(), image: image.cloned() }).await
+    }
+
+    /// The one instance whose id is `prefix` or begins with it. Several: refused with their names.
+    pub async fn resolve(&self, tenant: &Tenant, prefix: &InstanceId) -> Result<InstanceId> {
+        self.read(Resolve { tenant: tenant.clone(), prefix: prefix.clone() }).await
+    }
+
+    /// The key of an id, for a request that then locks the row by it.
+    pub(super) async fn target(&self, tenant: &Tenant, id: &InstanceId) -> Result<Target> {
+        self.read(Find { tenant: tenant.clone(), id: id.clone() }).await
+    }
+}

@@ -1,0 +1,336 @@
+//! The store: all SQL, over SQLite and PostgreSQL, behind one struct.
+//!
+//! It locks rows, loads them, asks the domain, writes with a guard and checks what the write
+//! touched. It decides nothing itself: what may happen to an instance stands in
+//! [`crate::domain::instance`]. Each public function is one transaction, or says otherwise;
+//! what it answers is durable (invariant 1), what it refuses had no effect (invariant 9).
+//!
+//! Requests go through queues to tasks that own their connections for life: writers, which put
+//! what is queued into one transaction (`commit`), and readers. Dropping a call's future
+//! forgets the answer; a queued request is done anyway.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `sql`, `commit`, `open`, `sqlite`, `postgres`, `migrate` | the machinery |
+//! | `life` | the instance's row as a `Life`, and its one guarded write |
+//! | `start`, `instances`, `controls`, `signals`, `images`, `attempts`, `events` | what controllers and people ask |
+//! | `sessions`, `checkpoints` | what an instance's process asks |
+//! | `nodes`, `wakes`, `exits` | what a node asks |
+//! | `notices` | who should look again |
+
+mod attempts;
+mod checkpoints;
+mod clock;
+mod commit;
+mod controls;
+mod endings;
+mod error;
+mod events;
+mod exits;
+mod images;
+mod instances;
+mod life;
+mod migrate;
+mod nodes;
+mod notices;
+mod open;
+mod payload;
+mod postgres;
+mod sessions;
+mod signals;
+mod sql;
+mod sqlite;
+mod start;
+mod wakes;
+
+use std::{
+    hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub use attempts::{AttemptRecord, AttemptRef};
+pub use checkpoints::{CheckpointPage, Saved};
+pub use clock::{Clock, ManualClock};
+pub use endings::code as failure_code;
+pub use error::{Error, Result};
+pub use events::EventPage;
+pub use exits::{AfterExit, Expired, Superseded};
+pub use images::{DeletedImages, Image, NewImage};
+pub use instances::{Instance, InstanceDetail, InstancePage, ListFilter};
+pub use nodes::{NewNode, Node, NodeLease, NodeReport};
+pub use notices::{Notice, Notices};
+pub use open::Database;
+pub use sessions::{Inbox, OwnStatus, Registration, Session, Suspension};
+pub use signals::Sent;
+pub use sql::Kind;
+pub use start::{StartRequest, Started};
+pub use wakes::{Claim, Claims};
+
+use commit::{Lane, Reader, Request, Writer};
+use notices::Hub;
+use open::Connector;
+use sql::{Stmt, Tx, args, stmt};
+
+use crate::domain::{id::InstanceKey, instance::CrashPolicy, payload::Payload, time::Micros};
+use crate::limits::Limits;
+
+/// How to open a store.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Which database.
+    pub database: Database,
+    /// What one instance may store, and how often it may fail.
+    pub limits: Limits,
+    /// Whose time counts.
+    pub clock: Clock,
+    /// Crash pauses are spread by so much of themselves, up and down: 0 to 0.2.
+    pub jitter: f64,
+    /// Connections that write on PostgreSQL, each with its share of the instances; SQLite has one.
+    pub writers: usize,
+    /// Connections that read.
+    pub readers: usize,
+    /// This release, for a schema that needs a newer one.
+    pub release: String,
+}
+
+impl Options {
+    /// The defaults for a database.
+    pub fn new(database: Database) -> Self {
+        Self {
+            database,
+            limits: Limits::default(),
+            clock: Clock::Database,
+            jitter: 0.2,
+            writers: 4,
+            readers: 4,
+            release: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+}
+
+/// All that is durable. Cheap to clone; the last clone that is dropped ends its tasks, and
+/// [`Store::close`] does so in order.
+#[derive(Clone, Debug)]
+pub struct Store(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    kind: Kind,
+    limits: Limits,
+    jitter: f64,
+    /// Requests of instances: each instance always takes the same.
+    writers: Vec<Lane>,
+    /// Requests of nodes and images: a claim must not wait behind checkpoints. On SQLite the
+    /// same as the only other writer.
+    node: Lane,
+    readers: Lane,
+    hub: Hub,
+    closing: CancellationToken,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.closing.cancel();
+    }
+}
+
+/// Does nothing, in a transaction.
+struct Probe;
+
+impl Request for Probe {
+    type Answer = Micros;
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Micros> {
+        const PROBE: Stmt = stmt!("SELECT number FROM migration ORDER BY number DESC LIMIT 1");
+        tx.fetch_one(&PROBE, args![]).await?;
+        tx.now().await
+    }
+}
+
+impl Store {
+    /// Opens the database, brings its schema to this release and starts the tasks.
+    ///
+    /// Fails if the database cannot be reached or used, or needs a newer release. Must be
+    /// called within a tokio runtime; the tasks live in it.
+    pub async fn open(options: Options) -> Result<Self> {
+        let connector = Connector::new(&options.database)?;
+        let mut first = connector.open(false).await?;
+        let steps = dormouse_migrations::ALL;
+        migrate::migrate(&connector, &mut first, &options.clock, &options.release, steps).await?;
+
+        let (hub, outbox) = Hub::new();
+        let closing = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        let spawn_writer = async |tasks: &mut JoinSet<()>, conn| {
+            let (lane, queue) = Lane::new();
+            let writer = Writer::new(connector.clone(), conn, options.clock.clone(), hub.clone());
+            tasks.spawn(writer.run(queue, closing.clone()));
+            lane
+        };
+        let mut writers = vec![spawn_writer(&mut tasks, first).await];
+        let mut node = writers[0].clone();
+        if connector.kind() == Kind::Postgres {
+            for _ in 1..options.writers.max(1) {
+                writers.push(spawn_writer(&mut tasks, connector.open(false).await?).await);
+            }
+            node = spawn_writer(&mut tasks, connector.open(false).await?).await;
+        }
+        let (readers, queue) = Lane::new();
+        let queue = Arc::new(tokio::sync::Mutex::new(queue));
+        for _ in 0..options.readers.max(1) {
+            let conn = connector.open(true).await?;
+            let reader = Reader::new(connector.clone(), conn, options.clock.clone());
+            tasks.spawn(reader.run(Arc::clone(&queue), closing.clone()));
+        }
+        tell_peers(&connector, &hub, outbox, &closing, &mut tasks).await?;
+        Ok(Self(Arc::new(Inner {
+            kind: connector.kind(),
+            limits: options.limits,
+            jitter: options.jitter.clamp(0.0, 0.2),
+            writers,
+            node,
+            readers,
+            hub,
+            closing,
+            tasks: Mutex::new(tasks),
+        })))
+    }
+
+    /// Takes nothing new, finishes what is queued, and closes the connections. Calls that come
+    /// later are refused with UNAVAILABLE.
+    pub async fn close(&self) {
+        self.0.closing.cancel();
+        let mut tasks = std::mem::take(&mut *self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        while let Some(ended) = tasks.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%error, "a task of the store panicked");
+            }
+        }
+    }
+
+    /// Which database it is.
+    pub fn kind(&self) -> Kind {
+        self.0.kind
+    }
+
+    /// The limits it enforces.
+    pub fn limits(&self) -> &Limits {
+        &self.0.limits
+    }
+
+    /// The database's clock.
+    pub async fn now(&self) -> Result<Micros> {
+        self.read(Probe).await
+    }
+
+    /// Whether it can be read and written now.
+    pub async fn health(&self) -> Result<Micros> {
+        self.read(Probe).await?;
+        self.write_node(Probe).await
+    }
+
+    /// Notices of what is committed from now on, by this process and by others.
+    pub fn notices(&self) -> Notices {
+        self.0.hub.subscribe()
+    }
+
+    fn crash_policy(&self) -> CrashPolicy {
+        let limits = &self.0.limits;
+        let jitter = (fastrand::f64() * 2.0 - 1.0) * self.0.jitter;
+        CrashPolicy {
+            limit: limits.crashes,
+            backoff: limits.crash_backoff,
+            backoff_max: limits.crash_backoff_max,
+            jitter,
+        }
+    }
+
+    async fn read<R: Request>(&self, request: R) -> Result<R::Answer> {
+        self.0.readers.call(request).await
+    }
+
+    /// Through the writer of this instance.
+    async fn write_instance<R: Request>(&self, instance: InstanceKey, request: R) -> Result<R::Answer> {
+        self.writer_of(&instance).call(request).await
+    }
+
+    /// Through the writer of this id: two starts of one id never meet in two transactions of
+    /// this process.
+    async fn write_start<R: Request>(&self, request: R) -> Result<R::Answer> {
+        let commit::LockOrder::Start(tenant, id) = request.order() else {
+            return self.0.writers[0].call(request).await;
+        };
+        self.writer_of(&(tenant, id)).call(request).await
+    }
+
+    /// Through the writer of nodes and images.
+    async fn write_node<R: Request>(&self, request: R) -> Result<R::Answer> {
+        self.0.node.call(request).await
+    }
+
+    fn writer_of(&self, what: &impl std::hash::Hash) -> &Lane {
+        let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(what);
+        let lanes = self.0.writers.len() as u64;
+        &self.0.writers[usize::try_from(hash % lanes).unwrap_or(0)]
+    }
+
+    fn check_payload(&self, field: &'static str, payload: &Payload) -> Result<()> {
+        self.check_bytes(field, payload.data.len())?;
+        check_text("payload.type_name", &payload.type_name)
+    }
+
+    fn check_bytes(&self, field: &'static str, len: usize) -> Result<()> {
+        let max = self.0.limits.payload_bytes;
+        if len > max { Err(Error::TooLarge { field, len, max }) } else { Ok(()) }
+    }
+}
+
+/// Longest short text: a type's name, an address.
+const TEXT: usize = 1000;
+
+/// A short text that is stored as it is.
+fn check_text(field: &'static str, text: &str) -> Result<()> {
+    if text.len() > TEXT {
+        return Err(Error::TooLarge { field, len: text.len(), max: TEXT });
+    }
+    if text.contains('\0') {
+        let value = format!("{text:?}");
+        return Err(Error::Invalid { field, value, remedy: "remove the NUL, which cannot be stored" });
+    }
+    Ok(())
+}
+
+/// Starts what carries notices between processes, and on SQLite what copies the log back.
+async fn tell_peers(
+    connector: &Connector,
+    hub: &Hub,
+    outbox: tokio::sync::mpsc::Receiver<Notice>,
+    closing: &CancellationToken,
+    tasks: &mut JoinSet<()>,
+) -> Result<()> {
+    let origin = format!("{:x}-{:08x}", std::process::id(), fastrand::u32(..));
+    match connector {
+        Connector::Sqlite(file) => {
+            let log = connector.open(false).await?;
+            let (file, closed) = (Arc::clone(file), closing.clone());
+            match sqlite::Peers::bind(&file, &origin) {
+                Ok(peers) => {
+                    tasks.spawn(peers.run(origin, hub.clone(), outbox, closing.clone()));
+                }
+                // Polls stand beneath.
+                Err(error) => tracing::warn!(%error, "no socket for notices between processes; they poll"),
+            }
+            tasks.spawn(async move { file.run_log(log, closed).await });
+        }
+        Connector::Postgres(server) => {
+            tasks.spawn(postgres::tell(connector.clone(), origin.clone(), outbox, closing.clone()));
+            let (server, hub, closing) = (Arc::clone(server), hub.clone(), closing.clone());
+            tasks.spawn(async move { server.hear(&origin, &hub, &closing).await });
+        }
+    }
+    Ok(())
+}

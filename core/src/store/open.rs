@@ -1,0 +1,116 @@
+//! Where the database is, and how connections to it are made.
+
+use std::{path::PathBuf, sync::Arc};
+
+use super::{
+    error::{Error, Result},
+    postgres::PostgresServer,
+    sql::{Conn, Kind},
+    sqlite::SqliteFile,
+};
+
+/// Which database to use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Database {
+    /// A file of this machine; it is made if it does not exist.
+    Sqlite(PathBuf),
+    /// A server: `postgres://user:password@host:port/database`.
+    Postgres(String),
+}
+
+impl Database {
+    /// Reads `postgres://…`, `postgresql://…`, `sqlite:PATH` or a path.
+    pub fn parse(text: &str) -> Result<Self> {
+        if text.starts_with("postgres://") || text.starts_with("postgresql://") {
+            return Ok(Self::Postgres(text.to_owned()));
+        }
+        let path = text.strip_prefix("sqlite://").or_else(|| text.strip_prefix("sqlite:")).unwrap_or(text);
+        if path.is_empty() || (path == text && text.contains("://")) {
+            return Err(Error::Invalid {
+                field: "database",
+                value: format!("{text:?}"),
+                remedy: "give postgres://USER@HOST/NAME, or sqlite:PATH",
+            });
+        }
+        Ok(Self::Sqlite(path.into()))
+    }
+}
+
+/// Makes connections; cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) enum Connector {
+    Sqlite(Arc<SqliteFile>),
+    Postgres(Arc<PostgresServer>),
+}
+
+impl Connector {
+    pub(super) fn new(database: &Database) -> Result<Self> {
+        Ok(match database {
+            Database::Sqlite(path) => Self::Sqlite(Arc::new(SqliteFile::new(path)?)),
+            Database::Postgres(url) => Self::Postgres(Arc::new(PostgresServer::new(url)?)),
+        })
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        match self {
+            Self::Sqlite(_) => Kind::Sqlite,
+            Self::Postgres(_) => Kind::Postgres,
+        }
+    }
+
+    /// How people call it; without a password.
+    pub(super) fn name(&self) -> String {
+        match self {
+            Self::Sqlite(file) => file.name(),
+            Self::Postgres(server) => server.name(),
+        }
+    }
+
+    pub(super) async fn connect(&self, read_only: bool) -> Result<Conn, sqlx::Error> {
+        match self {
+            Self::Sqlite(file) => file.connect(read_only).await,
+            Self::Postgres(server) => server.connect(read_only).await,
+        }
+    }
+
+    /// A writer is about to commit so much: SQLite's log grows by it.
+    pub(super) fn wrote(&self, writes: u64, bytes: u64) {
+        if let Self::Sqlite(file) = self {
+            file.wrote(writes, bytes);
+        }
+    }
+
+    /// The first connection, with an error that says what to do.
+    pub(super) async fn open(&self, read_only: bool) -> Result<Conn> {
+        self.connect(read_only).await.map_err(|source| Error::Open {
+            database: self.name(),
+            problem: self.remedy(),
+            source: Some(source),
+        })
+    }
+
+    fn remedy(&self) -> String {
+        match self {
+            Self::Sqlite(_) => "check that the directory exists, is writable and has space",
+            Self::Postgres(_) => "check address, user, password and that the server runs",
+        }
+        .to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_and_paths_are_told_apart() {
+        let url = "postgres://dormouse@db/dormouse";
+        assert_eq!(Database::parse(url).expect("a server"), Database::Postgres(url.to_owned()));
+        for text in ["/var/lib/x.db", "sqlite:/var/lib/x.db", "sqlite:///var/lib/x.db"] {
+            let parsed = Database::parse(text).expect("a file");
+            assert_eq!(parsed, Database::Sqlite("/var/lib/x.db".into()), "{text}");
+        }
+        assert!(Database::parse("mysql://x").is_err());
+        assert!(Database::parse("").is_err());
+    }
+}

@@ -1,0 +1,143 @@
+//! Connections to PostgreSQL, and notices between processes by LISTEN and NOTIFY.
+//!
+//! READ COMMITTED, with row locks as guards. `synchronous_commit` is set on each connection,
+//! never inherited (invariant 1). NOTIFY runs after the commits, gathered, on a connection of
+//! its own: inside writing transactions it would make them commit one at a time.
+
+use std::{str::FromStr as _, time::Duration};
+
+use sqlx::{
+    ConnectOptions as _,
+    postgres::{PgConnectOptions, PgListener, PgPoolOptions},
+};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    error::{Error, Result},
+    notices::{Hub, Notice, decode, encode, gather},
+    open::Connector,
+    sql::{Conn, Stmt, args, stmt},
+};
+
+/// The channel of a database's stores.
+const CHANNEL: &str = "dormouse";
+/// Longest notice; PostgreSQL takes less than 8000 bytes.
+const PAYLOAD: usize = 7000;
+/// Pause before the next try to hear or tell peers.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// A server and a database on it.
+#[derive(Debug)]
+pub(super) struct PostgresServer {
+    options: PgConnectOptions,
+}
+
+impl PostgresServer {
+    pub(super) fn new(url: &str) -> Result<Self> {
+        let options = PgConnectOptions::from_str(url).map_err(|source| Error::Open {
+            database: "postgres://…".to_owned(),
+            problem: "its address is malformed; give postgres://USER:PASSWORD@HOST:PORT/DATABASE".to_owned(),
+            source: Some(source),
+        })?;
+        let options = options.application_name("dormouse").statement_cache_capacity(256);
+        Ok(Self { options: options.disable_statement_logging() })
+    }
+
+    pub(super) fn name(&self) -> String {
+        let database = self.options.get_database().unwrap_or_default();
+        format!("postgres://{}:{}/{database}", self.options.get_host(), self.options.get_port())
+    }
+
+    pub(super) async fn connect(&self, read_only: bool) -> Result<Conn, sqlx::Error> {
+        let mut conn = Conn::Postgres(Box::new(self.options.connect().await?));
+        // A lock that somebody else never releases must not hold up everybody behind us.
+        conn.run(
+            "SET synchronous_commit = on;
+             SET default_transaction_isolation = 'read committed';
+             SET lock_timeout = '20s';
+             SET idle_in_transaction_session_timeout = '60s';
+             SET client_min_messages = warning;
+             SET TIME ZONE 'UTC'",
+        )
+        .await?;
+        if read_only {
+            conn.run("SET default_transaction_read_only = on").await?;
+        }
+        Ok(conn)
+    }
+
+    /// Hears the peers until `closing`. A lost connection is made anew, and everybody is told
+    /// to look at everything.
+    pub(super) async fn hear(&self, origin: &str, hub: &Hub, closing: &CancellationToken) {
+        loop {
+            let heard = tokio::select! {
+                biased;
+                () = closing.cancelled() => return,
+                heard = self.listen(origin, hub) => heard,
+            };
+            if let Err(error) = heard {
+                tracing::warn!(%error, "hearing notices failed; polls go on");
+            }
+            hub.heard(Notice::Everything);
+            tokio::select! {
+                biased;
+                () = closing.cancelled() => return,
+                () = tokio::time::sleep(RETRY) => {}
+            }
+        }
+    }
+
+    async fn listen(&self, origin: &str, hub: &Hub) -> Result<(), sqlx::Error> {
+        let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(self.options.clone());
+        let mut listener = PgListener::connect_with(&pool).await?;
+        listener.listen(CHANNEL).await?;
+        hub.heard(Notice::Everything); // what was told before we heard
+        // `None`: the connection was lost.
+        while let Some(notification) = listener.try_recv().await? {
+            decode(origin, notification.payload()).into_iter().for_each(|notice| hub.heard(notice));
+        }
+        Ok(())
+    }
+}
+
+/// Tells the peers what this process committed, until `closing`.
+pub(super) async fn tell(
+    connector: Connector,
+    origin: String,
+    mut outbox: mpsc::Receiver<Notice>,
+    closing: CancellationToken,
+) {
+    const NOTIFY: Stmt = stmt!("SELECT pg_notify($1, $2) IS NULL AS told");
+    let mut conn: Option<Conn> = None;
+    loop {
+        let gathered = tokio::select! {
+            biased;
+            () = closing.cancelled() => break,
+            gathered = gather(&mut outbox) => gathered,
+        };
+        let Some(notices) = gathered else { break };
+        let mut open = match conn.take() {
+            Some(open) => open,
+            None => match connector.connect(false).await {
+                Ok(open) => open,
+                // Peers poll; the next notice tries again.
+                Err(error) => {
+                    tracing::warn!(%error, "telling peers failed; they poll");
+                    continue;
+                }
+            },
+        };
+        let mut told = Ok(());
+        for text in encode(&origin, &notices, PAYLOAD) {
+            told = open.fetch(&NOTIFY, args![CHANNEL, &text]).await.map(drop);
+        }
+        match told {
+            Ok(()) => conn = Some(open),
+            Err(error) => tracing::warn!(%error, "telling peers failed; they poll"),
+        }
+    }
+    if let Some(conn) = conn {
+        conn.close().await;
+    }
+}

@@ -1,0 +1,342 @@
+//! What an instance's process asks for: register, suspend, end, look into its inbox.
+//!
+//! Every write names attempt and session and holds the instance's row (invariant 2).
+
+use super::{
+    Store, attempts,
+    checkpoints::{self, CheckpointPage},
+    commit::{LockOrder, Request},
+    endings,
+    error::{Error, Result},
+    events::{self, NewEvent},
+    life::{self, Locked},
+    payload, signals,
+    sql::{Stmt, Tx, args, stmt},
+};
+use crate::domain::{
+    event::EventKind,
+    id::{Attempt, AttemptToken, InstanceId, InstanceKey, Name, Tenant, TokenHash},
+    instance::{Cancel, End, Refusal, Status, Suspend, Writer},
+    outcome::{Ending, Outcome},
+    payload::Payload,
+    signal::Unread,
+    time::Micros,
+    wake::{Waits, WakeReason},
+};
+
+/// The right to write: one registration of one attempt. What it holds goes into each guard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// The instance's internal key: a session of a deleted instance fits no other.
+    pub instance: InstanceKey,
+    /// Whose it is.
+    pub tenant: Tenant,
+    /// Its public id.
+    pub id: InstanceId,
+    /// Attempt and session.
+    pub writer: Writer,
+}
+
+impl Session {
+    /// Locks the row for a transition; an instance that is gone fences.
+    pub(super) async fn lock(&self, tx: &mut Tx<'_>) -> Result<Locked> {
+        life::lock(tx, self.instance, &self.tenant).await?.ok_or_else(|| self.fenced())
+    }
+
+    pub(super) fn fenced(&self) -> Error {
+        Refusal::Fenced { by: self.writer }.into()
+    }
+}
+
+/// What waits for an instance: the full truth, so that a lost push costs nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inbox {
+    /// It shall suspend until it is resumed.
+    pub paused: bool,
+    /// How far a cancellation is.
+    pub cancel: Cancel,
+    /// Oldest first, at most `Limits::inbox_signals`.
+    pub unread: Vec<Unread>,
+}
+
+/// All that a process needs to go on, so that resuming costs one round trip.
+#[derive(Clone, Debug)]
+pub struct Registration {
+    /// The right to write.
+    pub session: Session,
+    /// The entry point.
+    pub workflow: Name,
+    /// What the start gave it.
+    pub input: Payload,
+    /// Why this attempt was launched.
+    pub wake_reason: WakeReason,
+    /// The first page of what is stored.
+    pub page: CheckpointPage,
+    /// What waits for it.
+    pub inbox: Inbox,
+    /// When the first attempt registered.
+    pub started_at: Micros,
+    /// The database's clock at the registration.
+    pub now: Micros,
+}
+
+/// The answer to a suspend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Suspension {
+    /// Recorded: the process ends.
+    Suspended,
+    /// Something is there already: the process goes on and looks at this.
+    Continue(Inbox),
+}
+
+/// What an instance sees of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnStatus {
+    /// What people see.
+    pub status: Status,
+    /// The newest attempt and its newest session.
+    pub writer: Writer,
+    /// What waits for it.
+    pub inbox: Inbox,
+    /// The database's clock.
+    pub now: Micros,
+}
+
+/// Which instance and attempt a token belongs to. That never changes, so it is looked up
+/// before the transaction that registers.
+struct FindToken {
+    hash: TokenHash,
+}
+
+impl Request for FindToken {
+    type Answer = Option<(InstanceKey, Attempt)>;
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Answer> {
+        const FIND: Stmt = stmt!("SELECT instance, attempt FROM attempt WHERE token_hash = $1");
+        let row = tx.fetch_optional(&FIND, args![self.hash.0.as_slice()]).await?;
+        row.map(|row| Ok((row.instance("instance")?, row.attempt("attempt")?))).transpose()
+    }
+
+    async fn run_single(&self, tx: &mut Tx<'_>) -> Result<Option<Self::Answer>> {
+        self.run(tx).await.map(Some)
+    }
+}
+
+struct Register {
+    instance: InstanceKey,
+    attempt: Attempt,
+}
+
+impl Request for Register {
+    type Answer = (Session, Micros);
+
+    fn order(&self) -> LockOrder {
+        LockOrder::Instance(self.instance)
+    }
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Answer> {
+        // Deleted between look-up and lock: the token is not known any more.
+        let row = life::lock_key(tx, self.instance).await?.ok_or(Error::UnknownToken)?;
+        let now = tx.now().await?;
+        let next = row.life.register(self.attempt, now)?;
+        life::write(tx, &row, &next, now).await?;
+        attempts::registered(tx, row.key, self.attempt, now).await?;
+        if next.session.0 == 1 {
+            let event = NewEvent::new(EventKind::Registered, "");
+            events::append(tx, row.key, self.attempt, now, event).await?;
+        }
+        let writer = Writer { attempt: next.attempt, session: next.session };
+        Ok((Session { instance: row.key, tenant: row.tenant, id: row.id, writer }, now))
+    }
+}
+
+/// What a registration answers beside the session. Read after the commit: all of it either
+/// never changes or only grows.
+struct Resume {
+    session: Session,
+    now: Micros,
+    limits: checkpoints::PageLimits,
+    inbox_signals: usize,
+}
+
+impl Request for Resume {
+    type Answer = Registration;
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Registration> {
+        const LOAD: Stmt = stmt!(
+            "SELECT i.key, i.workflow, i.started_at, s.input, s.encoding, s.type_name, a.wake_reason
+               FROM instance i
+               JOIN instance_start s ON s.instance = i.key
+               JOIN attempt a ON a.instance = i.key
+              WHERE i.key = $1 AND i.tenant = $2 AND a.attempt = $3"
+        );
+        let Session { instance, tenant, writer, .. } = &self.session;
+        let row = tx.fetch_optional(&LOAD, args![*instance, tenant, writer.attempt]).await?;
+        let row = row.ok_or_else(|| self.session.fenced())?;
+        Ok(Registration {
+            workflow: row.name("workflow")?,
+            input: payload::read_from(&row, "input")?.unwrap_or_default(),
+            wake_reason: row.parsed("wake_reason", WakeReason::parse)?,
+            started_at: row.at("started_at")?,
+            page: checkpoints::page(tx, *instance, 0, self.limits).await?,
+            inbox: inbox(tx, &self.session, self.inbox_signals).await?,
+            session: self.session.clone(),
+            now: self.now,
+        })
+    }
+}
+
+/// Reads the inbox; refused to who may not write any more.
+async fn inbox(tx: &mut Tx<'_>, session: &Session, max: usize) -> Result<Inbox> {
+    let row = life::load(tx, session.instance, &session.tenant).await?.ok_or_else(|| session.fenced())?;
+    row.life.admit(session.writer)?;
+    inbox_of(tx, &row, max).await
+}
+
+async fn inbox_of(tx: &mut Tx<'_>, row: &Locked, max: usize) -> Result<Inbox> {
+    let unread = signals::unread(tx, row.key, max).await?;
+    Ok(Inbox { paused: row.life.paused, cancel: row.life.cancel, unread })
+}
+
+struct LookInbox {
+    session: Session,
+    max: usize,
+}
+
+impl Request for LookInbox {
+    type Answer = Inbox;
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Inbox> {
+        inbox(tx, &self.session, self.max).await
+    }
+}
+
+struct LookStatus {
+    session: Session,
+    max: usize,
+}
+
+impl Request for LookStatus {
+    type Answer = OwnStatus;
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<OwnStatus> {
+        let row = life::load(tx, self.session.instance, &self.session.tenant).await?;
+        let row = row.ok_or_else(|| self.session.fenced())?;
+        let writer = Writer { attempt: row.life.attempt, session: row.life.session };
+        let inbox = inbox_of(tx, &row, self.max).await?;
+        Ok(OwnStatus { status: row.life.status(), writer, inbox, now: tx.now().await? })
+    }
+}
+
+struct SuspendFor {
+    session: Session,
+    waits: Waits,
+    inbox_signals: usize,
+}
+
+impl Request for SuspendFor {
+    type Answer = (Suspension, Micros);
+
+    fn order(&self) -> LockOrder {
+        LockOrder::Instance(self.session.instance)
+    }
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Answer> {
+        let row = self.session.lock(tx).await?;
+        let unread = signals::unread_among(tx, row.key, &self.waits).await?;
+        let now = tx.now().await?; // after the lock: waiting for it takes time
+        let by = self.session.writer;
+        let is_unread = |name: &Name| unread.contains(name);
+        match row.life.suspend(by, self.waits.clone(), is_unread, now)? {
+            Suspend::Again => Ok((Suspension::Suspended, now)),
+            Suspend::Continue => {
+                Ok((Suspension::Continue(inbox_of(tx, &row, self.inbox_signals).await?), now))
+            }
+            Suspend::Suspended(next) => {
+                life::write(tx, &row, &next, now).await?;
+                let waits = Payload::json(life::waits_text(&self.waits));
+                let event = NewEvent { payload: Some(&waits), ..NewEvent::new(EventKind::Suspended, "") };
+                events::append(tx, row.key, by.attempt, now, event).await?;
+                Ok((Suspension::Suspended, now))
+            }
+        }
+    }
+}
+
+struct EndWith {
+    session: Session,
+    ending: Ending,
+}
+
+impl Request for EndWith {
+    type Answer = Outcome;
+
+    fn order(&self) -> LockOrder {
+        LockOrder::Instance(self.session.instance)
+    }
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Outcome> {
+        let row = self.session.lock(tx).await?;
+        let now = tx.now().await?;
+        let asked = match &self.ending {
+            Ending::Completed(_) => Outcome::Completed,
+            Ending::Failed(_) => Outcome::Failed,
+        };
+        match row.life.end(self.session.writer, asked, now)? {
+            End::Again => Ok(row.life.outcome().unwrap_or(asked)),
+            End::Ended(next) => {
+                let ending = endings::of(&self.ending);
+                endings::write(tx, &row, &next, ending, now).await?;
+                Ok(next.outcome().unwrap_or(asked))
+            }
+        }
+    }
+}
+
+/// Waits of one suspension. More would make each look at the row slow.
+const WAITS: usize = 10_000;
+
+impl Store {
+    /// The process of a token opens a session: all earlier ones of the instance are fenced.
+    ///
+    /// Refused with UNAUTHENTICATED if no attempt has the token, with FENCED if a newer
+    /// attempt was claimed or the attempt is over.
+    pub async fn register(&self, token: &AttemptToken) -> Result<Registration> {
+        let found = self.read(FindToken { hash: token.hash() }).await?;
+        let (instance, attempt) = found.ok_or(Error::UnknownToken)?;
+        let (session, now) = self.write_instance(instance, Register { instance, attempt }).await?;
+        let limits = checkpoints::PageLimits::of(self.limits());
+        self.read(Resume { session, now, limits, inbox_signals: self.limits().inbox_signals }).await
+    }
+
+    /// What waits for the session's instance now.
+    pub async fn inbox(&self, session: &Session) -> Result<Inbox> {
+        self.read(LookInbox { session: session.clone(), max: self.limits().inbox_signals }).await
+    }
+
+    /// What the session's instance is, also when it may not write any more.
+    pub async fn own_status(&self, session: &Session) -> Result<OwnStatus> {
+        self.read(LookStatus { session: session.clone(), max: self.limits().inbox_signals }).await
+    }
+
+    /// Records the waits and lets the process end; or tells it to go on. With the answer comes
+    /// the database's clock.
+    pub async fn suspend(&self, session: &Session, waits: Waits) -> Result<(Suspension, Micros)> {
+        if waits.iter().len() > WAITS {
+            let remedy = "wait for fewer things at once";
+            return Err(Error::TooMany { what: "waits", max: WAITS as u64, remedy });
+        }
+        let inbox_signals = self.limits().inbox_signals;
+        let request = SuspendFor { session: session.clone(), waits, inbox_signals };
+        self.write_instance(session.instance, request).await
+    }
+
+    /// The workflow returned. The answer is CANCELLED if it had felt a cancellation.
+    pub async fn end(&self, session: &Session, ending: Ending) -> Result<Outcome> {
+        match &ending {
+            Ending::Completed(output) => self.check_payload("completed.output", output)?,
+            Ending::Failed(failure) => self.check_bytes("failed.details", failure.details.len())?,
+        }
+        self.write_instance(session.instance, EndWith { session: session.clone(), ending }).await
+    }
+}

@@ -1,0 +1,218 @@
+//! Connections to SQLite, its log, and notices between two processes on one file.
+//!
+//! WAL with `synchronous=FULL`: a commit is flushed before it is answered (invariant 1). One
+//! writer; readers beside it on read-only connections. The log is copied back by a task of
+//! its own, beside the writer, so that no commit pays for it.
+
+use std::{
+    os::{
+        fd::{AsRawFd as _, OwnedFd},
+        unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    },
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use sqlx::{
+    ConnectOptions as _,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
+};
+use tokio::{
+    net::UnixDatagram,
+    sync::{Notify, mpsc},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    error::{Error, Result},
+    notices::{Hub, Notice, decode, encode, gather},
+    sql::{Conn, Stmt, args, stmt},
+};
+
+/// How long a connection waits for another process's write.
+const BUSY: Duration = Duration::from_secs(10);
+/// Pages in the log, as estimated, after which it is copied back.
+const LOG_PAGES: u64 = 1_000;
+/// Pages in the log above which the writer is made to wait until it begins anew: it must not
+/// grow without bound under a load that never pauses.
+const LOG_PAGES_MAX: i64 = 32_000;
+/// Longest notice between two processes.
+const DATAGRAM: usize = 4096;
+
+/// A database file.
+#[derive(Debug)]
+pub(super) struct SqliteFile {
+    path: PathBuf,
+    pages: AtomicU64,
+    log_is_long: Notify,
+}
+
+impl SqliteFile {
+    /// Makes the file, readable by its owner only, if it does not exist.
+    pub(super) fn new(path: &Path) -> Result<Self> {
+        let made = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path);
+        made.map_err(|error| Error::Open {
+            database: path.display().to_string(),
+            problem: "check that its directory exists and is writable".to_owned(),
+            source: Some(sqlx::Error::Io(error)),
+        })?;
+        Ok(Self { path: path.to_owned(), pages: AtomicU64::new(0), log_is_long: Notify::new() })
+    }
+
+    pub(super) fn name(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    /// `PATH-suffix`, beside the database.
+    pub(super) fn beside(&self, suffix: &str) -> PathBuf {
+        let mut name = self.path.clone().into_os_string();
+        name.push(suffix);
+        name.into()
+    }
+
+    pub(super) async fn connect(&self, read_only: bool) -> Result<Conn, sqlx::Error> {
+        let options = SqliteConnectOptions::new()
+            .filename(&self.path)
+            .busy_timeout(BUSY)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .statement_cache_capacity(256)
+            // The log is copied back beside the writer, see `run_log`.
+            .pragma("wal_autocheckpoint", "0")
+            .pragma("query_only", if read_only { "ON" } else { "OFF" })
+            .pragma("cache_size", "-16384")
+            .disable_statement_logging();
+        Ok(Conn::Sqlite(Box::new(options.connect().await?)))
+    }
+
+    /// A write of so many statements and bytes: each touches a few pages.
+    pub(super) fn wrote(&self, writes: u64, bytes: u64) {
+        let grown = writes * 4 + bytes / 4096;
+        if self.pages.fetch_add(grown, Ordering::Relaxed) + grown >= LOG_PAGES {
+            self.pages.store(0, Ordering::Relaxed);
+            self.log_is_long.notify_one();
+        }
+    }
+
+    /// Copies the log back into the file whenever it has grown, until `closing`.
+    pub(super) async fn run_log(&self, mut conn: Conn, closing: CancellationToken) {
+        // Beside the writer: takes what no reader needs, waits for nobody.
+        const COPY: Stmt = stmt!("PRAGMA wal_checkpoint(PASSIVE)");
+        const BEGIN_ANEW: Stmt = stmt!("PRAGMA wal_checkpoint(RESTART)");
+        loop {
+            tokio::select! {
+                biased;
+                () = closing.cancelled() => break,
+                () = self.log_is_long.notified() => {}
+            }
+            let copied = async {
+                let row = conn.fetch(&COPY, args![]).await?.pop();
+                let pages = row.map_or(Ok(0), |row| row.int("log"))?;
+                if pages > LOG_PAGES_MAX {
+                    conn.fetch(&BEGIN_ANEW, args![]).await?;
+                }
+                Ok::<(), Error>(())
+            };
+            if let Err(error) = copied.await {
+                // Nothing is lost: the log still holds it, the next round tries again.
+                tracing::warn!(%error, cause = ?std::error::Error::source(&error), "copying the log back failed");
+            }
+        }
+        conn.close().await;
+    }
+
+    /// Takes the lock under which the schema is changed; released when it is dropped.
+    pub(super) async fn migration_lock(&self) -> Result<std::fs::File> {
+        let path = self.beside("-migrate");
+        let locking = tokio::task::spawn_blocking(move || {
+            let file = std::fs::OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+            file.lock()?;
+            Ok(file)
+        });
+        let locked = locking.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+        locked.map_err(|error| Error::Open {
+            database: self.name(),
+            problem: "its directory must be writable, and on a disk that has file locks".to_owned(),
+            source: Some(sqlx::Error::Io(error)),
+        })
+    }
+}
+
+/// Tells other processes on the same file, and hears them, by datagrams between sockets in a
+/// directory beside the database.
+pub(super) struct Peers {
+    directory: OwnedFd,
+    path: PathBuf,
+    name: String,
+    socket: UnixDatagram,
+}
+
+impl Peers {
+    /// Binds this process's socket. `origin` is unique to this store.
+    pub(super) fn bind(file: &SqliteFile, origin: &str) -> std::io::Result<Self> {
+        let path = file.beside("-notices");
+        match std::fs::DirBuilder::new().mode(0o700).create(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        let directory = OwnedFd::from(std::fs::File::open(&path)?);
+        let name = format!("{origin}.sock");
+        let socket = UnixDatagram::bind(address(&directory, &name))?;
+        Ok(Self { directory, path, name, socket })
+    }
+
+    /// Serves both directions until `closing`, then removes its socket.
+    pub(super) async fn run(
+        self,
+        origin: String,
+        hub: Hub,
+        mut outbox: mpsc::Receiver<Notice>,
+        closing: CancellationToken,
+    ) {
+        let mut buffer = [0; DATAGRAM];
+        loop {
+            tokio::select! {
+                () = closing.cancelled() => break,
+                received = self.socket.recv(&mut buffer) => match received {
+                    Ok(len) => {
+                        let text = String::from_utf8_lossy(&buffer[..len]);
+                        decode(&origin, &text).into_iter().for_each(|notice| hub.heard(notice));
+                    }
+                    Err(error) => tracing::debug!(%error, "receiving a notice failed"),
+                },
+                notices = gather(&mut outbox) => match notices {
+                    Some(notices) => self.tell(&encode(&origin, &notices, DATAGRAM)),
+                    None => break,
+                },
+            }
+        }
+        let _ = std::fs::remove_file(self.path.join(&self.name));
+    }
+
+    /// Sends to each other socket; removes those that nobody holds any more.
+    fn tell(&self, texts: &[String]) {
+        let Ok(entries) = std::fs::read_dir(&self.path) else { return };
+        for name in entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
+            if name == self.name || !name.ends_with(".sock") {
+                continue;
+            }
+            for text in texts {
+                match self.socket.try_send_to(text.as_bytes(), address(&self.directory, &name)) {
+                    Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+                        let _ = std::fs::remove_file(self.path.join(&name));
+                    }
+                    // A full socket: the peer polls.
+                    Ok(_) | Err(_) => {}
+                }
+            }
+        }
+    }
+}
+
+/// The socket's path through the directory's descriptor: a socket's path may have 107 bytes
+/// only, a data directory's may have more.
+fn address(directory: &OwnedFd, name: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}/{name}", directory.as_raw_fd()))
+}

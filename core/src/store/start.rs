@@ -1,0 +1,291 @@
+//! Starting an instance: once per id, whatever gets lost on the way.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use sha2::{Digest as _, Sha256};
+
+use super::{
+    Notice, Store,
+    commit::{LockOrder, Request},
+    error::{Error, Result},
+    events::{self, NewEvent},
+    images::{self, FoundImage},
+    payload,
+    sql::{Stmt, Tx, args, stmt},
+};
+use crate::domain::{
+    event::EventKind,
+    id::{Attempt, InstanceId, InstanceKey, Name, Tenant},
+    instance::Life,
+    payload::Payload,
+    time::Micros,
+};
+
+/// What a controller asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StartRequest {
+    /// Whose instance it will be.
+    pub tenant: Tenant,
+    /// Its id, unique in the tenant: a repeat of the same start is the same instance.
+    pub id: InstanceId,
+    /// The image's name.
+    pub image: Name,
+    /// Its version; none: the newest at the first start.
+    pub version: Option<Name>,
+    /// The entry point; none: the image's only one.
+    pub workflow: Option<Name>,
+    /// What the workflow gets.
+    pub input: Payload,
+    /// Environment variables of its processes.
+    pub env: BTreeMap<String, String>,
+    /// Its time limit from the start on, whatever it does.
+    pub limit: Option<Duration>,
+    /// When to launch it first; none: now.
+    pub start_at: Option<Micros>,
+    /// 0–9; higher ones are launched first.
+    pub priority: u8,
+    /// An instance that exists follows this start's image version at its next launch, instead
+    /// of being told apart by it.
+    pub follow_image: bool,
+}
+
+/// The answer to a start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Started {
+    /// The instance's internal key.
+    pub instance: InstanceKey,
+    /// The same start was accepted before.
+    pub existed: bool,
+    /// The existing instance was launched from another image before; its next launch takes this.
+    pub image_changed: bool,
+}
+
+const FIND: Stmt = stmt!(
+    "SELECT i.key, i.image_digest, i.ended_at, s.fingerprint
+       FROM instance i JOIN instance_start s ON s.instance = i.key
+      WHERE i.tenant = $1 AND i.id = $2"
+);
+const INSERT: Stmt = stmt!(
+    "INSERT INTO instance (tenant, id, image_name, image_version, image_digest, workflow, priority,
+                           state, wake_at, attempt, session, open, paused, cancel, crashes, deadline_at,
+                           created_at, changed_at, version)
+     VALUES ($1, $2, $3, $4, $5, $6, $7, 'PENDING', $8, 0, 0, FALSE, FALSE, 'no', 0, $9, $10, $10, 1)
+         ON CONFLICT (tenant, id) DO NOTHING
+     RETURNING key"
+);
+const INSERT_START: Stmt = stmt!(
+    "INSERT INTO instance_start (instance, input, encoding, type_name, env, fingerprint)
+     VALUES ($1, $2, $3, $4, $5, $6)"
+);
+const FOLLOW: Stmt = stmt!(
+    "UPDATE instance SET image_version = $1, image_digest = $2, version = version + 1
+      WHERE key = $3 AND tenant = $4 AND ended_at IS NULL AND image_digest <> $2"
+);
+
+/// The fields that tell one start from another, in the order of the fingerprint.
+const FIELDS: [&str; 8] = ["image", "version", "workflow", "input", "env", "limit", "start_at", "priority"];
+/// Where the version stands in it.
+const VERSION: usize = 1;
+/// Bytes of the fingerprint that stand for one field.
+const FIELD: usize = 16;
+
+struct Start {
+    request: StartRequest,
+    env: String,
+    fingerprint: Vec<u8>,
+}
+
+impl Request for Start {
+    type Answer = Started;
+
+    fn order(&self) -> LockOrder {
+        LockOrder::Start(self.request.tenant.clone(), self.request.id.clone())
+    }
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Started> {
+        if let Some(existing) = self.existing(tx).await? {
+            return Ok(existing);
+        }
+        let image = self.image(tx).await?;
+        let workflow = image.workflow(self.request.workflow.as_ref())?;
+        let now = tx.now().await?;
+        match self.insert(tx, &image, &workflow, now).await? {
+            Some(started) => Ok(started),
+            // Another process was faster between our look and our insert.
+            None => self.existing(tx).await?.ok_or(Error::Broken { table: "instance".to_owned(), rows: 0 }),
+        }
+    }
+}
+
+impl Start {
+    fn new(request: StartRequest) -> Self {
+        let env = serde_json::to_string(&request.env).expect("a map of texts is JSON");
+        let fingerprint = fingerprint(&request, &env);
+        Self { request, env, fingerprint }
+    }
+
+    async fn image(&self, tx: &mut Tx<'_>) -> Result<FoundImage> {
+        let StartRequest { tenant, image, version, .. } = &self.request;
+        images::hold(tx, tenant, image, version.as_ref()).await
+    }
+
+    /// The instance of this id, if it exists and was started the same way.
+    async fn existing(&self, tx: &mut Tx<'_>) -> Result<Option<Started>> {
+        let StartRequest { tenant, id, follow_image, .. } = &self.request;
+        let Some(row) = tx.fetch_optional(&FIND, args![tenant, id]).await? else { return Ok(None) };
+        let differs = self.differs(&row.blob("fingerprint")?);
+        if !differs.is_empty() {
+            return Err(Error::OtherStart { id: id.clone(), differs: differs.join(" and ") });
+        }
+        let instance = row.instance("key")?;
+        let image_changed =
+            *follow_image && row.opt_at("ended_at")?.is_none() && self.follow(tx, instance).await?;
+        Ok(Some(Started { instance, existed: true, image_changed }))
+    }
+
+    /// Which fields are not as they were. Whoever follows the image may bring another version.
+    fn differs(&self, stored: &[u8]) -> Vec<&'static str> {
+        let pairs = stored.chunks(FIELD).zip(self.fingerprint.chunks(FIELD));
+        let all = FIELDS.iter().enumerate().zip(pairs);
+        all.filter(|((at, _), (old, new))| old != new && !(self.request.follow_image && *at == VERSION))
+            .map(|((_, field), _)| *field)
+            .collect()
+    }
+
+    async fn follow(&self, tx: &mut Tx<'_>, instance: InstanceKey) -> Result<bool> {
+        let image = self.image(tx).await?;
+        let digest = image.digest.to_string();
+        let args = args![&image.version, &digest, instance, &self.request.tenant];
+        Ok(tx.execute(&FOLLOW, args).await? == 1)
+    }
+
+    async fn insert(
+        &self,
+        tx: &mut Tx<'_>,
+        image: &FoundImage,
+        workflow: &Name,
+        now: Micros,
+    ) -> Result<Option<Started>> {
+        let request = &self.request;
+        let wake_at = request.start_at.unwrap_or(now).max(now);
+        let life = Life::start(wake_at, request.limit.map(|limit| now + limit));
+        let digest = image.digest.to_string();
+        let args = args![
+            &request.tenant,
+            &request.id,
+            &request.image,
+            &image.version,
+            &digest,
+            workflow,
+            request.priority,
+            life.wake_at(),
+            life.deadline_at,
+            now,
+        ];
+        let Some(row) = tx.write_fetch(&INSERT, args).await?.pop() else { return Ok(None) };
+        let instance = row.instance("key")?;
+        let (data, encoding, type_name) = payload::columns(Some(&request.input));
+        let args = args![instance, data, encoding, type_name, &self.env, &self.fingerprint];
+        tx.execute_one(&INSERT_START, args).await?;
+        let event = NewEvent::new(EventKind::Started, workflow.as_str());
+        events::append(tx, instance, Attempt::NONE, now, event).await?;
+        tx.notify(Notice::Wakes);
+        Ok(Some(Started { instance, existed: false, image_changed: false }))
+    }
+}
+
+/// A short digest of each field, so that a repeat is told from another start by name.
+fn fingerprint(request: &StartRequest, env: &str) -> Vec<u8> {
+    let text = |name: Option<&Name>| name.map_or(Vec::new(), |name| name.as_str().as_bytes().to_vec());
+    let number = |value: Option<i64>| value.map_or(Vec::new(), |value| value.to_be_bytes().to_vec());
+    let mut input = request.input.encoding.as_str().as_bytes().to_vec();
+    input.push(0);
+    input.extend_from_slice(&request.input.data);
+    let fields: [Vec<u8>; FIELDS.len()] = [
+        text(Some(&request.image)),
+        text(request.version.as_ref()),
+        text(request.workflow.as_ref()),
+        input,
+        env.as_bytes().to_vec(),
+        number(request.limit.map(crate::domain::time::span)),
+        number(request.start_at.map(|at| at.0)),
+        number(Some(i64::from(request.priority))),
+    ];
+    fields.iter().flat_map(|field| Sha256::digest(field)[..FIELD].to_vec()).collect()
+}
+
+impl Store {
+    /// Starts an instance, or finds the one that the same request started before. Another
+    /// start under the same id is refused with ALREADY_EXISTS and names what differs.
+    pub async fn start(&self, request: StartRequest) -> Result<Started> {
+        self.check_payload("start.input", &request.input)?;
+        self.check_env(&request.env)?;
+        if request.priority > 9 {
+            let value = request.priority.to_string();
+            return Err(Error::Invalid { field: "start.priority", value, remedy: "give 0 to 9" });
+        }
+        self.write_start(Start::new(request)).await
+    }
+
+    fn check_env(&self, env: &BTreeMap<String, String>) -> Result<()> {
+        let limits = self.limits();
+        if env.len() > limits.env_variables {
+            let max = limits.env_variables as u64;
+            let remedy = "pass them in the input";
+            return Err(Error::TooMany { what: "environment variables", max, remedy });
+        }
+        let len = env.iter().map(|(name, value)| name.len() + value.len()).sum();
+        if len > limits.env_bytes {
+            return Err(Error::TooLarge { field: "start.env", len, max: limits.env_bytes });
+        }
+        let bad = |name: &&String| name.is_empty() || name.contains(['=', '\0']);
+        if let Some(name) = env.keys().find(bad) {
+            let remedy = "name variables without '=' and NUL";
+            return Err(Error::Invalid { field: "start.env", value: format!("{name:?}"), remedy });
+        }
+        if let Some((name, _)) = env.iter().find(|(_, value)| value.contains('\0')) {
+            let value = format!("{name:?} with a NUL in its value");
+            return Err(Error::Invalid { field: "start.env", value, remedy: "remove the NUL" });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> StartRequest {
+        StartRequest {
+            tenant: Tenant::default_tenant(),
+            id: InstanceId::parse("a").expect("valid"),
+            image: Name::parse("image", "img").expect("valid"),
+            version: None,
+            workflow: None,
+            input: Payload::json("1"),
+            env: BTreeMap::new(),
+            limit: None,
+            start_at: None,
+            priority: 5,
+            follow_image: false,
+        }
+    }
+
+    #[test]
+    fn a_fingerprint_names_what_differs() {
+        let first = Start::new(request());
+        assert!(Start::new(request()).differs(&first.fingerprint).is_empty());
+        let other = StartRequest { input: Payload::json("2"), priority: 6, ..request() };
+        assert_eq!(Start::new(other).differs(&first.fingerprint), ["input", "priority"]);
+    }
+
+    #[test]
+    fn who_follows_the_image_may_bring_another_version() {
+        let first = Start::new(request());
+        let version = Name::parse("version", "2").expect("valid");
+        let next = StartRequest { version: Some(version), ..request() };
+        assert_eq!(Start::new(next.clone()).differs(&first.fingerprint), ["version"]);
+        let following = StartRequest { follow_image: true, ..next };
+        assert!(Start::new(following).differs(&first.fingerprint).is_empty());
+    }
+}

@@ -1,0 +1,212 @@
+//! The one path that starts attempts: claim due wakes (invariant 4).
+//!
+//! A claim reads the clock first (late is harmless, early impossible), holds its node's row
+//! and takes rows that nobody holds, by priority, each a range of the wake index.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::{
+    Store,
+    attempts::{self, AttemptRef},
+    commit::Request,
+    error::{Error, Result},
+    events::{self, NewEvent},
+    life::{self, Locked, life_columns},
+    nodes::{self, NodeLease},
+    sql::{Row, Stmt, Tx, args, stmt},
+};
+use crate::domain::{
+    event::EventKind,
+    id::{Attempt, AttemptToken, Digest, InstanceId, InstanceKey, Name, Tenant},
+    instance::Life,
+    time::Micros,
+    wake::WakeReason,
+};
+
+/// The earliest wake of each priority, highest first. One look into the index each; the list
+/// is as long as there are priorities.
+const NEXT: Stmt = stmt!(
+    "WITH p(priority) AS (VALUES (9), (8), (7), (6), (5), (4), (3), (2), (1), (0))
+     SELECT CAST(p.priority AS BIGINT) AS priority,
+            (SELECT i.wake_at FROM instance AS i
+              WHERE i.priority = p.priority AND i.wake_at IS NOT NULL AND NOT i.paused
+              ORDER BY i.wake_at, i.key LIMIT 1) AS wake_at
+       FROM p ORDER BY p.priority DESC"
+);
+const DUE: Stmt = stmt!(concat!(
+    "SELECT ",
+    life_columns!(),
+    ", image_name, image_version, image_digest, workflow
+       FROM instance
+      WHERE priority = $1 AND wake_at IS NOT NULL AND NOT paused AND wake_at <= $2
+      ORDER BY wake_at, key LIMIT $3 {skip_locked}"
+));
+const ENV: Stmt = stmt!("SELECT instance, env FROM instance_start WHERE instance = $1");
+
+/// The right to launch one attempt, until it registers or the launch deadline passes.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// The instance's internal key.
+    pub instance: InstanceKey,
+    /// Whose it is.
+    pub tenant: Tenant,
+    /// Its public id.
+    pub id: InstanceId,
+    /// The attempt to launch.
+    pub attempt: Attempt,
+    /// What its process proves itself by. Only its hash is stored.
+    pub token: AttemptToken,
+    /// The entry point.
+    pub workflow: Name,
+    /// The image's name.
+    pub image: Name,
+    /// Its version.
+    pub version: Name,
+    /// Its bytes.
+    pub digest: Digest,
+    /// Environment variables that the start named.
+    pub env: BTreeMap<String, String>,
+    /// Why it is launched.
+    pub reason: WakeReason,
+    /// The launch deadline: from then on the wake is due again.
+    pub until: Micros,
+    /// When the instance's time limit ends it.
+    pub deadline_at: Option<Micros>,
+}
+
+impl Claim {
+    /// How services name this attempt to each other.
+    pub fn attempt_ref(&self) -> AttemptRef {
+        AttemptRef { instance: self.instance, attempt: self.attempt }
+    }
+}
+
+/// What a look for due wakes found.
+#[derive(Clone, Debug)]
+pub struct Claims {
+    /// Each is launched once, by the caller.
+    pub claims: Vec<Claim>,
+    /// When to look again: zero if more was due than was taken, [`Duration::MAX`] if nothing is
+    /// scheduled at all.
+    pub next_due_in: Duration,
+}
+
+/// Pause before another look at wakes that are due but held by somebody's transaction.
+const HELD: Duration = Duration::from_millis(20);
+
+struct ClaimDue {
+    lease: NodeLease,
+    limit: u32,
+    launch_deadline: Duration,
+}
+
+impl Request for ClaimDue {
+    type Answer = Claims;
+
+    /// A second claim takes other wakes.
+    fn repeatable(&self) -> bool {
+        false
+    }
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Claims> {
+        let now = tx.now().await?;
+        nodes::hold(tx, &self.lease).await?;
+        let mut claims = Vec::new();
+        for (priority, wake_at) in next_wakes(tx).await? {
+            let room = self.limit - u32::try_from(claims.len()).unwrap_or(self.limit);
+            if room > 0 && wake_at <= now {
+                for row in tx.fetch(&DUE, args![priority, now, room]).await? {
+                    claims.extend(self.claim(tx, &row, now).await?);
+                }
+            }
+        }
+        let next = next_wakes(tx).await?.into_iter().map(|(_, wake_at)| wake_at).min();
+        let full = claims.len() >= self.limit as usize;
+        let next_due_in = match next {
+            None => Duration::MAX,
+            Some(at) if at > now => at.since(now),
+            Some(_) if full => Duration::ZERO,
+            Some(_) => HELD,
+        };
+        Ok(Claims { claims, next_due_in })
+    }
+}
+
+impl ClaimDue {
+    async fn claim(&self, tx: &mut Tx<'_>, row: &Row, now: Micros) -> Result<Option<Claim>> {
+        let locked = life::read(row)?;
+        let until = now + self.launch_deadline;
+        // None: it was taken or paused between index and lock.
+        let Some(next) = locked.life.claim(&self.lease.node, until, now) else { return Ok(None) };
+        let claim = self.describe(tx, row, &locked, &next, until, now).await?;
+        life::write(tx, &locked, &next, now).await?;
+        let node = &self.lease.node;
+        attempts::claimed(tx, claim.attempt_ref(), claim.token.hash(), node, claim.reason, now).await?;
+        let message = format!("node {node}, because of {}", claim.reason.as_str());
+        let event = NewEvent::new(EventKind::Claimed, &message);
+        events::append(tx, claim.instance, claim.attempt, now, event).await?;
+        Ok(Some(claim))
+    }
+
+    async fn describe(
+        &self,
+        tx: &mut Tx<'_>,
+        row: &Row,
+        locked: &Locked,
+        next: &Life,
+        until: Micros,
+        now: Micros,
+    ) -> Result<Claim> {
+        let env = tx.fetch_one(&ENV, args![locked.key]).await?;
+        let text = env.text("env")?;
+        Ok(Claim {
+            instance: locked.key,
+            tenant: locked.tenant.clone(),
+            id: locked.id.clone(),
+            attempt: next.attempt,
+            token: fresh_token()?,
+            workflow: row.name("workflow")?,
+            image: row.name("image_name")?,
+            version: row.name("image_version")?,
+            digest: row.digest("image_digest")?,
+            env: serde_json::from_str(&text).map_err(|error| env.unreadable("env", error.to_string()))?,
+            reason: locked.life.wake_reason(now),
+            until,
+            deadline_at: next.deadline_at,
+        })
+    }
+}
+
+async fn next_wakes(tx: &mut Tx<'_>) -> Result<Vec<(u8, Micros)>> {
+    let mut next = Vec::new();
+    for row in tx.fetch(&NEXT, args![]).await? {
+        if let Some(wake_at) = row.opt_at("wake_at")? {
+            let priority = u8::try_from(row.small("priority")?);
+            next.push((priority.map_err(|error| row.unreadable("priority", error.to_string()))?, wake_at));
+        }
+    }
+    Ok(next)
+}
+
+/// 32 bytes from the kernel's generator.
+fn fresh_token() -> Result<AttemptToken> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(|error| {
+        Error::Unavailable(sqlx::Error::Io(std::io::Error::other(format!("no random bytes: {error}"))))
+    })?;
+    Ok(AttemptToken(bytes))
+}
+
+impl Store {
+    /// Claims at most `limit` due wakes for the holder of `lease`; each starts one attempt. The
+    /// wake of each is due again after `launch_deadline`. If the answer is lost, the claims
+    /// that it carried heal by that deadline, or at once by [`Self::settle`].
+    pub async fn claim_due(
+        &self,
+        lease: &NodeLease,
+        limit: u32,
+        launch_deadline: Duration,
+    ) -> Result<Claims> {
+        self.write_node(ClaimDue { lease: lease.clone(), limit, launch_deadline }).await
+    }
+}

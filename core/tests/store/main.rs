@@ -1,0 +1,15 @@
+//! The store's contract on both databases.
+//!
+//! - `contract`: each row of the design's request table, both orders of each pair of writers,
+//!   and every rule that the model breaks when it is left out. A case is written once and runs
+//!   on SQLite and on PostgreSQL.
+//! - `random`: one printed seed drives SQLite, PostgreSQL and the domain over a map; all answer
+//!   alike.
+//! - `db`: the databases, with a clock that the test sets.
+//!
+//! PostgreSQL is found through `DORMOUSE_TEST_POSTGRES` (the URL of a superuser's connection);
+//! without it the tests start a server of their own, which goes away with them.
+
+mod contract;
+mod db;
+mod postgres;
