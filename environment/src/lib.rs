@@ -5,12 +5,14 @@
 //! - [`attempts`]: the directories of attempts, and what ended ones leave behind.
 //! - [`node`]: the lock on the data directory, the node's id and slots.
 //! - [`supervisor`]: exits, output, adoption after a restart.
+//! - [`management`]: the server that controllers talk to.
 //!
 //! This crate never sees a connection of an instance: that is `dormouse-core`'s server.
 
 pub mod attempts;
 pub mod images;
 pub mod launcher;
+pub mod management;
 pub mod node;
 pub mod process;
 pub mod supervisor;

@@ -1,0 +1,400 @@
+//! Connections, and the one table from operation to function.
+//!
+//! Each connection is a task, each of its requests another; both are bounded, by the number of
+//! connections here and by the transport's budget of requests and bytes. A client that goes away
+//! takes its long polls and its unfinished uploads with it; what the store was asked to write is
+//! written all the same.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use dormouse_core::{domain::id::Tenant, store::Store};
+use dormouse_proto::{
+    call::{Call, CallError, Callee, Closing, ManagementProtocol, Refusal},
+    code::{Code, Coded},
+    endpoint::{self, ServerError, Transport},
+    identity::{Authority, IdentityError, Role},
+    management::{client_frame::Operation, server_frame::Outcome},
+};
+use jiff::tz::TimeZone;
+use tokio::{
+    sync::Semaphore,
+    task::JoinSet,
+    time::{MissedTickBehavior, interval, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use super::{uploads::Uploads, watchers::Watchers};
+use crate::{attempts::Attempts, images::Images};
+
+/// How often the certificates are looked at.
+const LOOK_AT_CERTIFICATE: Duration = Duration::from_hours(24);
+
+/// How the server behaves.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What to bind. With port 0 the port of the last run is taken again, if it is free.
+    pub listen: SocketAddr,
+    /// Holds `host:port` of what is bound.
+    pub address_file: PathBuf,
+    /// Makes the certificates, its own and the administrator's, and renews them.
+    pub authority: Arc<Authority>,
+    /// Clients at a time; more are refused.
+    pub connections: usize,
+    /// How often a long poll looks although nothing told it to: a lost notice costs this much.
+    pub poll: Duration,
+    /// The longest that a long poll is held; clients ask again.
+    pub longest_poll: Duration,
+    /// The zone of the times in sentences for people.
+    pub zone: TimeZone,
+}
+
+impl Options {
+    /// The defaults of the design, for a data directory.
+    pub fn new(listen: SocketAddr, address_file: PathBuf, authority: Arc<Authority>) -> Self {
+        Self {
+            listen,
+            address_file,
+            authority,
+            connections: 1_000,
+            poll: Duration::from_secs(5),
+            longest_poll: Duration::from_secs(30),
+            zone: TimeZone::system(),
+        }
+    }
+}
+
+/// What the node says about itself when somebody asks.
+#[derive(Clone, Debug)]
+pub struct ThisNode {
+    /// Its id.
+    pub id: String,
+    /// How many processes it may run.
+    pub slots: u32,
+    /// How many it runs.
+    pub in_use: u32,
+    /// Where core listens.
+    pub core_address: String,
+    /// One sentence each; empty: all is well.
+    pub problems: Vec<String>,
+}
+
+/// What the server works with.
+#[derive(Clone)]
+pub struct Parts {
+    /// All state.
+    pub store: Store,
+    /// The images of this node.
+    pub images: Images,
+    /// The output of this node's processes.
+    pub attempts: Attempts,
+    /// Asks the node about itself; must not block.
+    pub this_node: Arc<dyn Fn() -> ThisNode + Send + Sync>,
+}
+
+/// Why the server cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The address or the certificates are not usable.
+    #[error(transparent)]
+    Endpoint(#[from] ServerError),
+    /// There is no certificate.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+}
+
+impl Coded for Error {
+    fn code(&self) -> Code {
+        match self {
+            Self::Endpoint(_) => Code::FailedPrecondition,
+            Self::Identity(error) => error.code(),
+        }
+    }
+}
+
+/// A bound management server that answers nobody yet: clients that come wait for it.
+#[derive(Debug)]
+pub struct Server {
+    options: Options,
+    endpoint: quinn::Endpoint,
+    address: SocketAddr,
+}
+
+/// What every request sees.
+pub(super) struct Shared {
+    pub(super) options: Options,
+    pub(super) parts: Parts,
+    pub(super) watchers: Watchers,
+    /// Taken while a digest gets or loses its last name, so that an upload never loses the file
+    /// that it was told is here.
+    pub(super) registry: tokio::sync::Mutex<()>,
+    /// Uploads of all connections together.
+    pub(super) uploads: Arc<Semaphore>,
+}
+
+/// What one request sees: who asks, and what they have open.
+#[derive(Clone)]
+pub(super) struct Context {
+    pub(super) shared: Arc<Shared>,
+    pub(super) tenant: Tenant,
+    pub(super) uploads: Arc<Uploads>,
+}
+
+impl Server {
+    /// Makes or reads the certificates and binds. Must be called inside a tokio runtime; blocks
+    /// for some milliseconds.
+    pub fn bind(options: Options) -> Result<Self, Error> {
+        let identity = options.authority.identity(Role::Environment)?;
+        // What clients of this machine prove themselves by.
+        options.authority.identity(Role::Administrator)?;
+        let endpoint = endpoint::server_endpoint_remembered::<ManagementProtocol>(
+            options.listen,
+            &options.address_file,
+            &identity,
+            Some(options.authority.certificate_pem()),
+        )?;
+        let address =
+            endpoint.local_addr().map_err(|source| ServerError::Bind { address: options.listen, source })?;
+        Ok(Self { options, endpoint, address })
+    }
+
+    /// What is bound.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `shutdown`; then long polls are cut, other requests get their answers.
+    pub async fn run(self, parts: Parts, shutdown: CancellationToken) {
+        let Self { options, endpoint, address } = self;
+        info!(%address, "the environment listens for controllers");
+        let shared = Arc::new(Shared {
+            options,
+            parts,
+            watchers: Watchers::default(),
+            registry: tokio::sync::Mutex::default(),
+            uploads: Arc::new(Semaphore::new(Uploads::IN_ALL)),
+        });
+        tokio::select! {
+            () = serve_all(&shared, &endpoint, &shutdown) => {}
+            never = shared.watchers.run(&shared.parts.store) => match never {},
+        }
+        endpoint.close(0_u32.into(), b"the service stops");
+        // An error: somebody does not acknowledge the farewell; it will notice by its time-out.
+        drop(timeout(LEAVE_WITHIN, endpoint.wait_idle()).await);
+        info!("the management server has shut down");
+    }
+}
+
+/// How long the last farewells may take to leave this machine.
+const LEAVE_WITHIN: Duration = Duration::from_millis(500);
+
+/// Takes new certificates before the old ones expire. Connections that exist keep theirs.
+async fn renew(shared: &Shared, endpoint: &quinn::Endpoint) {
+    let authority = Arc::clone(&shared.options.authority);
+    let renewed = blocking(move || {
+        authority.identity(Role::Administrator)?;
+        authority.identity(Role::Environment)
+    });
+    let Ok(renewed) = renewed.await else { return };
+    let config = renewed.map_err(|error| error.to_string()).and_then(|identity| {
+        let clients = Some(shared.options.authority.certificate_pem());
+        endpoint::server_config::<ManagementProtocol>(&identity, clients, &Transport::default())
+            .map_err(|error| error.to_string())
+    });
+    match config {
+        Ok(config) => endpoint.set_server_config(Some(config)),
+        Err(error) => error!(error, "the certificates were not renewed; looking again tomorrow"),
+    }
+}
+
+async fn serve_all(shared: &Arc<Shared>, endpoint: &quinn::Endpoint, shutdown: &CancellationToken) {
+    let mut connections = JoinSet::new();
+    let mut look = interval(LOOK_AT_CERTIFICATE);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    look.tick().await; // the first one is now, and the certificates were just looked at
+    loop {
+        let incoming = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => break,
+            Some(ended) = connections.join_next() => {
+                report(ended);
+                continue;
+            }
+            _ = look.tick() => {
+                renew(shared, endpoint).await;
+                continue;
+            }
+            incoming = endpoint.accept() => incoming,
+        };
+        let Some(incoming) = incoming else { break };
+        if connections.len() >= shared.options.connections {
+            // The client hears that at once instead of a time-out.
+            incoming.refuse();
+            continue;
+        }
+        connections.spawn(connection(Arc::clone(shared), incoming, shutdown.clone()));
+    }
+    while let Some(ended) = connections.join_next().await {
+        report(ended);
+    }
+}
+
+fn report(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended {
+        warn!(%error, "a management connection broke; this is a defect");
+    }
+}
+
+/// One client, from its handshake to its end.
+async fn connection(shared: Arc<Shared>, incoming: quinn::Incoming, shutdown: CancellationToken) {
+    let remote = incoming.remote_address();
+    let connection = match incoming.await {
+        Ok(connection) => connection,
+        Err(error) => return info!(%remote, %error, "a management client was not let in"),
+    };
+    let callee = match Callee::<ManagementProtocol>::accept(connection).await {
+        Ok(callee) => callee,
+        Err(error) => return info!(%remote, %error, "a management client was refused"),
+    };
+    debug!(%remote, "a management client connected");
+    let context = Context {
+        uploads: Arc::new(Uploads::new(Arc::clone(&shared.uploads))),
+        shared,
+        tenant: Tenant::default_tenant(),
+    };
+    if let Err(error) = serve(&context, callee, &shutdown).await {
+        debug!(%remote, %error, "a management client is gone");
+    }
+}
+
+async fn serve(
+    context: &Context,
+    mut callee: Callee<ManagementProtocol>,
+    shutdown: &CancellationToken,
+) -> Result<(), CallError> {
+    let replies = callee.replies();
+    let mut requests = JoinSet::new();
+    let ending = loop {
+        let call = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => break Ok(Closing::ShuttingDown),
+            Some(ended) = requests.join_next(), if !requests.is_empty() => {
+                report(ended);
+                continue;
+            }
+            call = callee.next() => call,
+        };
+        match call {
+            Ok(Some(call)) => drop(requests.spawn(answer(context.clone(), call, shutdown.clone()))),
+            Ok(None) => break Ok(Closing::Done),
+            Err(error) => break Err(error),
+        }
+    };
+    let closing = match ending {
+        Ok(closing) => closing,
+        // Nobody is there to hear the answers.
+        Err(error) => {
+            requests.shutdown().await;
+            return Err(error);
+        }
+    };
+    while let Some(ended) = requests.join_next().await {
+        report(ended);
+    }
+    replies.finish_and_close(closing, "the service stops").await;
+    Ok(())
+}
+
+async fn answer(context: Context, call: Call<ManagementProtocol>, shutdown: CancellationToken) {
+    let (frame, answer) = call.into_parts();
+    let outcome = match frame.operation {
+        Some(operation) => context.perform(operation, &shutdown).await,
+        None => Err(Refusal::new(
+            Code::Unimplemented,
+            "this release does not know the operation; use a client of the services' release",
+        )),
+    };
+    let outcome = outcome.unwrap_or_else(|refusal| {
+        let Refusal { code, message, retryable } = refusal;
+        Outcome::Error(dormouse_proto::management::Error {
+            code: code.as_str().to_owned(),
+            message,
+            retryable,
+        })
+    });
+    if let Err(error) = answer.reply(outcome.into()).await {
+        debug!(%error, "an answer did not reach its client");
+    }
+}
+
+impl Context {
+    async fn perform(&self, operation: Operation, shutdown: &CancellationToken) -> Result<Outcome, Refusal> {
+        match operation {
+            Operation::Hello(_) => {
+                Err(Refusal::new(Code::InvalidArgument, "a second hello; send one hello per connection"))
+            }
+            Operation::Health(_) => self.health().await.map(Outcome::Health),
+            Operation::BeginUpload(request) => self.begin_upload(request).await.map(Outcome::UploadBegun),
+            Operation::UploadChunk(request) => self.upload_chunk(request).await.map(Outcome::ChunkStored),
+            Operation::FinishUpload(request) => self.finish_upload(request).await.map(Outcome::Image),
+            Operation::ListImages(request) => self.list_images(request).await.map(Outcome::Images),
+            Operation::GetImage(request) => self.get_image(request).await.map(Outcome::Image),
+            Operation::DeleteImage(request) => self.delete_image(request).await.map(Outcome::Deleted),
+            Operation::Start(request) => self.start(request).await.map(Outcome::Started),
+            Operation::Get(request) => self.get(request).await.map(Outcome::Instance),
+            Operation::List(request) => self.list(request).await.map(Outcome::Instances),
+            Operation::Count(request) => self.count(request).await.map(Outcome::Count),
+            Operation::Wait(request) => self.wait(request, shutdown).await.map(Outcome::Instance),
+            Operation::Signal(request) => self.signal(request).await.map(Outcome::Signal),
+            Operation::Cancel(request) => self.cancel(request).await.map(Outcome::Instance),
+            Operation::Pause(request) => self.pause(request).await.map(Outcome::Instance),
+            Operation::Resume(request) => self.resume(request).await.map(Outcome::Instance),
+            Operation::Stop(request) => self.stop(request).await.map(Outcome::Instance),
+            Operation::Delete(request) => self.delete(request).await.map(Outcome::Deleted),
+            Operation::Checkpoints(request) => self.checkpoints(request).await.map(Outcome::Checkpoints),
+            Operation::Events(request) => self.events(request, shutdown).await.map(Outcome::Events),
+            Operation::Attempts(request) => self.attempts(request).await.map(Outcome::Attempts),
+            Operation::Logs(request) => self.logs(request, shutdown).await.map(Outcome::Log),
+            Operation::Nodes(_) => self.nodes().await.map(Outcome::Nodes),
+        }
+    }
+
+    pub(super) fn store(&self) -> &Store {
+        &self.shared.parts.store
+    }
+}
+
+/// An error as the client hears it. What is our own fault is also logged, with its causes.
+pub(super) fn refuse(error: &(impl Coded + ?Sized)) -> Refusal {
+    let code = error.code();
+    if matches!(code, Code::Internal | Code::Unavailable) {
+        let causes: Vec<String> =
+            std::iter::successors(error.source(), |cause| cause.source()).map(ToString::to_string).collect();
+        warn!(%error, %code, causes = causes.join(": "), "a management request failed");
+    }
+    Refusal::new(code, error.to_string())
+}
+
+/// Runs what blocks on a thread of its own.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Refusal> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        warn!(%error, "a blocking task broke; this is a defect");
+        Refusal::new(
+            Code::Internal,
+            "the request could not be carried out; this is a defect, see the service's log",
+        )
+    })
+}
+
+/// Reading or writing a file of ours failed.
+pub(super) fn disk(what: &str, error: &std::io::Error) -> Refusal {
+    warn!(%error, what, "the data directory");
+    let code = if error.kind() == std::io::ErrorKind::StorageFull {
+        Code::ResourceExhausted
+    } else {
+        Code::Internal
+    };
+    Refusal::new(code, format!("{what}: {error}; look at the data directory and its disk"))
+}

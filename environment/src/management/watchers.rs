@@ -1,0 +1,113 @@
+//! Long polls are woken by the store's notices, each only by those of its own instance. A
+//! notice may get lost, so every waiter also looks from time to time.
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use dormouse_core::{
+    domain::id::InstanceKey,
+    store::{Notice, Store},
+};
+use tokio::{
+    sync::Notify,
+    time::{Duration, timeout},
+};
+
+/// Who waits for which instance.
+#[derive(Default)]
+pub(super) struct Watchers {
+    waiting: Mutex<HashMap<InstanceKey, Vec<Arc<Notify>>>>,
+}
+
+impl Watchers {
+    /// Passes notices on; to be dropped when nobody waits any more.
+    pub(super) async fn run(&self, store: &Store) -> Infallible {
+        let mut notices = store.notices();
+        while let Some(notice) = notices.next().await {
+            match notice {
+                Notice::Instance(key) => self.wake(key),
+                Notice::Everything => self.wake_all(),
+                Notice::Wakes => {}
+            }
+        }
+        // The store is closed; whoever waits hears so at its next look.
+        std::future::pending().await
+    }
+
+    /// Watches an instance until the answer is dropped. Look at the instance after this.
+    pub(super) fn watch(&self, key: InstanceKey) -> Watcher<'_> {
+        let changed = Arc::new(Notify::new());
+        self.lock().entry(key).or_default().push(Arc::clone(&changed));
+        Watcher { watchers: self, key, changed }
+    }
+
+    fn wake(&self, key: InstanceKey) {
+        for waiter in self.lock().get(&key).into_iter().flatten() {
+            // Keeps one permit for a waiter that is just looking.
+            waiter.notify_one();
+        }
+    }
+
+    fn wake_all(&self) {
+        for waiter in self.lock().values().flatten() {
+            waiter.notify_one();
+        }
+    }
+
+    /// Nothing is left half done under this lock.
+    fn lock(&self) -> MutexGuard<'_, HashMap<InstanceKey, Vec<Arc<Notify>>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One waiter.
+pub(super) struct Watcher<'a> {
+    watchers: &'a Watchers,
+    key: InstanceKey,
+    changed: Arc<Notify>,
+}
+
+impl Watcher<'_> {
+    /// Waits for a change since the last call, at most `patience`. A change that is none is
+    /// harmless: look again.
+    pub(super) async fn changed(&self, patience: Duration) {
+        // Either way the caller looks again.
+        let _ = timeout(patience, self.changed.notified()).await;
+    }
+}
+
+impl Drop for Watcher<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.watchers.lock();
+        if let Some(waiters) = waiting.get_mut(&self.key) {
+            waiters.retain(|waiter| !Arc::ptr_eq(waiter, &self.changed));
+            if waiters.is_empty() {
+                waiting.remove(&self.key);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn only_its_own_instance_wakes_a_waiter_and_nothing_is_left_behind() {
+        let watchers = Watchers::default();
+        let started = tokio::time::Instant::now();
+        {
+            let watcher = watchers.watch(InstanceKey(1));
+            watchers.wake(InstanceKey(2));
+            watcher.changed(Duration::from_secs(5)).await;
+            assert_eq!(started.elapsed(), Duration::from_secs(5), "another instance's change woke it");
+            watchers.wake(InstanceKey(1));
+            watcher.changed(Duration::from_secs(5)).await;
+            assert_eq!(started.elapsed(), Duration::from_secs(5), "its own change did not wake it");
+        }
+        assert!(watchers.lock().is_empty());
+    }
+}
