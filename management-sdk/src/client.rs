@@ -367,7 +367,7 @@ impl Patience {
 
     /// Sleeps before the next try; false if there is no time for one.
     pub(crate) async fn pause(&mut self) -> bool {
-        let pause = self.next.mul_f64(0.5 + fastrand::f64());
+        let pause = self.next.mul_f64(0.5 + jitter());
         self.next = (self.next * 2).min(Duration::from_secs(2));
         if Instant::now() + pause >= self.until {
             return false;
@@ -375,6 +375,12 @@ impl Patience {
         tokio::time::sleep(pause).await;
         true
     }
+}
+
+/// From 0 to 1: spreads the tries of many clients that lost the same service.
+#[expect(clippy::disallowed_methods, reason = "no test depends on how long these pauses are")]
+fn jitter() -> f64 {
+    fastrand::f64()
 }
 
 /// Ends only when every address behind `address` is known to have nobody bound to it. QUIC

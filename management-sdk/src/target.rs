@@ -125,6 +125,10 @@ pub fn default_data_dir() -> Result<PathBuf, Error> {
 }
 
 /// An environment variable that is set and not empty.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a controller's configuration: read once, when a target is made"
+)]
 fn variable(name: &str) -> Option<std::ffi::OsString> {
     std::env::var_os(name).filter(|value| !value.is_empty())
 }
