@@ -223,7 +223,7 @@ impl Error {
 }
 
 fn database_code(error: &sqlx::Error) -> Option<String> {
-    error.as_database_error().and_then(|error| error.code()).map(std::borrow::Cow::into_owned)
+    error.as_database_error().and_then(sqlx::error::DatabaseError::code).map(std::borrow::Cow::into_owned)
 }
 
 impl From<sqlx::Error> for Error {

@@ -131,10 +131,9 @@ impl FoundImage {
     pub(super) fn workflow(&self, asked: Option<&Name>) -> Result<Name> {
         let found = match asked {
             None if self.workflows.len() == 1 => self.workflows.first(),
-            None => None,
             // What the binary does not list cannot be judged here: the process says it.
             Some(asked) if self.workflows.is_empty() || self.workflows.contains(asked) => Some(asked),
-            Some(_) => None,
+            None | Some(_) => None,
         };
         found.cloned().ok_or_else(|| Error::NoWorkflow {
             asked: asked.map(Name::to_string).unwrap_or_default(),

@@ -120,7 +120,7 @@ pub struct Store(Arc<Inner>);
 struct Inner {
     kind: Kind,
     limits: Limits,
-    jitter: f64,
+    jitter: Mutex<Jitter>,
     /// Requests of instances: each instance always takes the same.
     writers: Vec<Lane>,
     /// Requests of nodes and images: a claim must not wait behind checkpoints. On SQLite the
@@ -130,6 +130,19 @@ struct Inner {
     hub: Hub,
     closing: CancellationToken,
     tasks: Mutex<JoinSet<()>>,
+}
+
+/// Spreads the retries of many.
+#[derive(Debug)]
+struct Jitter {
+    spread: f64,
+    random: fastrand::Rng,
+}
+
+impl Jitter {
+    fn draw(&mut self) -> f64 {
+        (self.random.f64() * 2.0 - 1.0) * self.spread
+    }
 }
 
 impl Drop for Inner {
@@ -190,7 +203,10 @@ impl Store {
         Ok(Self(Arc::new(Inner {
             kind: connector.kind(),
             limits: options.limits,
-            jitter: options.jitter.clamp(0.0, 0.2),
+            jitter: Mutex::new(Jitter {
+                spread: options.jitter.clamp(0.0, 0.2),
+                random: fastrand::Rng::with_seed(random_number()?),
+            }),
             writers,
             node,
             readers,
@@ -240,7 +256,7 @@ impl Store {
 
     fn crash_policy(&self) -> CrashPolicy {
         let limits = &self.0.limits;
-        let jitter = (fastrand::f64() * 2.0 - 1.0) * self.0.jitter;
+        let jitter = self.0.jitter.lock().unwrap_or_else(PoisonError::into_inner).draw();
         CrashPolicy {
             limit: limits.crashes,
             backoff: limits.crash_backoff,
@@ -289,6 +305,15 @@ impl Store {
     }
 }
 
+/// From the kernel's generator.
+fn random_number() -> Result<u64> {
+    getrandom::u64().map_err(no_random_bytes)
+}
+
+fn no_random_bytes(error: getrandom::Error) -> Error {
+    Error::Unavailable(sqlx::Error::Io(std::io::Error::other(format!("no random bytes: {error}"))))
+}
+
 /// Longest short text: a type's name, an address.
 const TEXT: usize = 1000;
 
@@ -312,7 +337,7 @@ async fn tell_peers(
     closing: &CancellationToken,
     tasks: &mut JoinSet<()>,
 ) -> Result<()> {
-    let origin = format!("{:x}-{:08x}", std::process::id(), fastrand::u32(..));
+    let origin = format!("{:x}-{:016x}", std::process::id(), random_number()?);
     match connector {
         Connector::Sqlite(file) => {
             let log = connector.open(false).await?;

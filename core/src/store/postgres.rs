@@ -95,7 +95,9 @@ impl PostgresServer {
         hub.heard(Notice::Everything); // what was told before we heard
         // `None`: the connection was lost.
         while let Some(notification) = listener.try_recv().await? {
-            decode(origin, notification.payload()).into_iter().for_each(|notice| hub.heard(notice));
+            for notice in decode(origin, notification.payload()) {
+                hub.heard(notice);
+            }
         }
         Ok(())
     }

@@ -37,6 +37,8 @@ const LOG_PAGES: u64 = 1_000;
 /// Pages in the log above which the writer is made to wait until it begins anew: it must not
 /// grow without bound under a load that never pauses.
 const LOG_PAGES_MAX: i64 = 32_000;
+/// How the sockets of notices are called.
+const PREFIX: &str = "store-";
 /// Longest notice between two processes.
 const DATAGRAM: usize = 4096;
 
@@ -158,7 +160,7 @@ impl Peers {
             _ => {}
         }
         let directory = OwnedFd::from(std::fs::File::open(&path)?);
-        let name = format!("{origin}.sock");
+        let name = format!("{PREFIX}{origin}");
         let socket = UnixDatagram::bind(address(&directory, &name))?;
         Ok(Self { directory, path, name, socket })
     }
@@ -178,7 +180,9 @@ impl Peers {
                 received = self.socket.recv(&mut buffer) => match received {
                     Ok(len) => {
                         let text = String::from_utf8_lossy(&buffer[..len]);
-                        decode(&origin, &text).into_iter().for_each(|notice| hub.heard(notice));
+                        for notice in decode(&origin, &text) {
+                            hub.heard(notice);
+                        }
                     }
                     Err(error) => tracing::debug!(%error, "receiving a notice failed"),
                 },
@@ -195,7 +199,7 @@ impl Peers {
     fn tell(&self, texts: &[String]) {
         let Ok(entries) = std::fs::read_dir(&self.path) else { return };
         for name in entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
-            if name == self.name || !name.ends_with(".sock") {
+            if name == self.name || !name.starts_with(PREFIX) {
                 continue;
             }
             for text in texts {

@@ -9,7 +9,7 @@ use super::{
     Store,
     attempts::{self, AttemptRef},
     commit::Request,
-    error::{Error, Result},
+    error::Result,
     events::{self, NewEvent},
     life::{self, Locked, life_columns},
     nodes::{self, NodeLease},
@@ -191,9 +191,7 @@ async fn next_wakes(tx: &mut Tx<'_>) -> Result<Vec<(u8, Micros)>> {
 /// 32 bytes from the kernel's generator.
 fn fresh_token() -> Result<AttemptToken> {
     let mut bytes = [0; 32];
-    getrandom::fill(&mut bytes).map_err(|error| {
-        Error::Unavailable(sqlx::Error::Io(std::io::Error::other(format!("no random bytes: {error}"))))
-    })?;
+    getrandom::fill(&mut bytes).map_err(super::no_random_bytes)?;
     Ok(AttemptToken(bytes))
 }
 
