@@ -4,15 +4,19 @@
 //! - [`launcher`]: starts a process, in one fixed order.
 //! - [`attempts`]: the directories of attempts, and what ended ones leave behind.
 //! - [`node`]: the lock on the data directory, the node's id and slots.
+//! - [`scheduler`]: claims due wakes while slots are free.
 //! - [`supervisor`]: exits, output, adoption after a restart.
 //! - [`management`]: the server that controllers talk to.
+//! - [`environment`]: all of these, wired.
 //!
 //! This crate never sees a connection of an instance: that is `dormouse-core`'s server.
 
 pub mod attempts;
+pub mod environment;
 pub mod images;
 pub mod launcher;
 pub mod management;
 pub mod node;
 pub mod process;
+pub mod scheduler;
 pub mod supervisor;

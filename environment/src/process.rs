@@ -30,6 +30,8 @@ pub struct ProcessRecord {
     pub pid: i32,
     /// Its start, in clock ticks since the boot.
     pub start_time: u64,
+    /// The instance's key in the store.
+    pub key: i64,
     /// Whose instance.
     pub tenant: String,
     /// Which instance.

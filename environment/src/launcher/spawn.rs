@@ -73,7 +73,7 @@ pub enum LaunchError {
     #[error("the process could not be started")]
     Spawn(#[from] SpawnError),
     /// After the exec: the process could not be made known or given its document; it leaves.
-    #[error("the process was started but {what}")]
+    #[error("the process was started, but {what}")]
     HandOver {
         /// What failed.
         what: &'static str,
@@ -84,6 +84,20 @@ pub enum LaunchError {
     /// The launching thread is gone: a panic, or the runtime is being shut down.
     #[error("the launch was cut off")]
     CutOff,
+}
+
+impl LaunchError {
+    /// Whether the same launch would fail on every node and at every time.
+    pub(crate) fn is_instances_fault(&self) -> bool {
+        match self {
+            Self::Spec(_) => true,
+            // A format or an environment that no exec takes; memory may be there later.
+            Self::Spawn(error) => {
+                error.step == Step::Exec && error.source.kind() != io::ErrorKind::OutOfMemory
+            }
+            Self::Files { .. } | Self::Image(_) | Self::HandOver { .. } | Self::CutOff => false,
+        }
+    }
 }
 
 /// What one launch works with.
@@ -144,6 +158,7 @@ fn launch_in(
         boot_id: site.boot_id.to_owned(),
         pid: process.pid,
         start_time: process.start_time,
+        key: launch.key.0,
         tenant: launch.id.tenant.to_string(),
         instance: launch.id.instance.to_string(),
         attempt: launch.id.attempt.0,

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use dormouse_core::domain::id::{AttemptToken, Digest, Name};
+use dormouse_core::domain::id::{AttemptToken, Digest, InstanceKey, Name};
 use dormouse_proto::launch::LaunchDocument;
 use prost::Message;
 
@@ -45,6 +45,8 @@ const DEFAULTS: [(&str, &str); 2] = [("PATH", "/usr/local/bin:/usr/bin:/bin"), (
 pub struct Launch {
     /// Which attempt.
     pub id: AttemptId,
+    /// The instance's key in the store.
+    pub key: InstanceKey,
     /// Which image's bytes.
     pub image: Digest,
     /// The entry point; none: the image's only one.
@@ -206,6 +208,7 @@ mod tests {
                 instance: InstanceId::parse("order-7").expect("an id"),
                 attempt: Attempt(3),
             },
+            key: InstanceKey(5),
             image: Digest([1; 32]),
             workflow: Some(Name::parse("workflow", "order").expect("a name")),
             token: AttemptToken([7; 32]),

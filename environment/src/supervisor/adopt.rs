@@ -7,7 +7,7 @@
 use std::{io, path::Path};
 
 use dormouse_core::domain::{
-    id::{Attempt, InstanceId, Tenant},
+    id::{Attempt, InstanceId, InstanceKey, Tenant},
     outcome::{ExitReason, ExitReport},
 };
 
@@ -27,6 +27,8 @@ pub enum Found {
     Living {
         /// Which attempt.
         id: AttemptId,
+        /// The instance's key in the store.
+        key: InstanceKey,
         /// Its process.
         process: Process,
     },
@@ -82,7 +84,11 @@ fn look(
         return Ok(Found::Ended { id, report: unknown(&directory)? });
     };
     if let Some(pidfd) = process.open()? {
-        return Ok(Found::Living { id, process: Process::new(process, directory, pidfd)? });
+        return Ok(Found::Living {
+            id,
+            key: InstanceKey(record.key),
+            process: Process::new(process, directory, pidfd)?,
+        });
     }
     group::kill_all(process, &directory.path)?;
     Ok(Found::Ended { id, report: unknown(&directory)? })

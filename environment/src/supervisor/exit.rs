@@ -20,7 +20,7 @@ use rustix::process::Signal;
 use tokio::{
     io::unix::AsyncFd,
     task::spawn_blocking,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use super::group;
@@ -43,13 +43,15 @@ const STRANGER_POLL: Duration = Duration::from_millis(5);
 /// How long the ladder of a stop takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grace {
+    /// For leaving by itself, before SIGTERM.
+    pub before_ask: Duration,
     /// From SIGTERM to SIGKILL.
     pub before_kill: Duration,
 }
 
 impl Default for Grace {
     fn default() -> Self {
-        Self { before_kill: Duration::from_secs(5) }
+        Self { before_ask: Duration::from_secs(10), before_kill: Duration::from_secs(5) }
     }
 }
 
@@ -69,6 +71,7 @@ pub struct Process {
     directory: AttemptDirectory,
     pidfd: AsyncFd<OwnedFd>,
     out_of_memory_kills: Option<u64>,
+    since: Instant,
 }
 
 impl Process {
@@ -78,7 +81,13 @@ impl Process {
     }
 
     pub(super) fn new(id: ProcessId, directory: AttemptDirectory, pidfd: OwnedFd) -> io::Result<Self> {
-        Ok(Self { id, directory, pidfd: sys::watch(pidfd)?, out_of_memory_kills: out_of_memory_kills() })
+        Ok(Self {
+            id,
+            directory,
+            pidfd: sys::watch(pidfd)?,
+            out_of_memory_kills: out_of_memory_kills(),
+            since: Instant::now(),
+        })
     }
 
     /// Which process.
@@ -89,6 +98,11 @@ impl Process {
     /// Its files.
     pub fn directory(&self) -> &AttemptDirectory {
         &self.directory
+    }
+
+    /// How long it has been watched.
+    pub(super) fn age(&self) -> Duration {
+        self.since.elapsed()
     }
 
     /// Waits until it has ended. Nothing is collected yet: may be dropped and called again.
@@ -173,33 +187,40 @@ impl Process {
     /// Asks the whole group to end (SIGTERM), and after the grace kills everything that belongs
     /// to the attempt. Returns once the process has ended; dropped, it goes no further.
     pub async fn stop(&self, grace: Grace) -> io::Result<()> {
-        if self.has_ended() {
-            return Ok(());
-        }
-        // It runs, and should it end in between: our own child holds its number until it is
-        // collected, which nobody does meanwhile; of a stranger only the process is asked.
-        if self.is_child() {
-            group::signal_group(self.id, Signal::TERM)?;
-        } else {
-            group::signal_process(self.pidfd.get_ref().as_fd(), Signal::TERM)?;
-        }
+        self.ask()?;
         match timeout(grace.before_kill, self.ended()).await {
             Ok(ended) => ended,
             Err(_) => self.kill().await,
         }
     }
 
+    /// Asks the whole group to end (SIGTERM).
+    pub(super) fn ask(&self) -> io::Result<()> {
+        if self.has_ended() {
+            return Ok(());
+        }
+        // It runs, and should it end in between: our own child holds its number until it is
+        // collected, which nobody does meanwhile; of a stranger only the process is asked.
+        if self.is_child() {
+            group::signal_group(self.id, Signal::TERM)
+        } else {
+            group::signal_process(self.pidfd.get_ref().as_fd(), Signal::TERM)
+        }
+    }
+
     /// Kills everything that belongs to the attempt and waits until its process has ended.
     pub async fn kill(&self) -> io::Result<()> {
         self.kill_all().await?;
-        // Should `/proc` not show it: the descriptor does.
-        group::signal_process(self.pidfd.get_ref().as_fd(), Signal::KILL)?;
         self.ended().await
     }
 
-    async fn kill_all(&self) -> io::Result<usize> {
+    /// Kills everything that belongs to the attempt.
+    pub(super) async fn kill_all(&self) -> io::Result<()> {
         let (id, path) = (self.id, self.directory.path.clone());
-        spawn_blocking(move || group::kill_all(id, &path)).await.map_err(io::Error::other)?
+        let found = spawn_blocking(move || group::kill_all(id, &path)).await.map_err(io::Error::other)?;
+        // Should `/proc` not show it: the descriptor does.
+        group::signal_process(self.pidfd.get_ref().as_fd(), Signal::KILL)?;
+        found.map(drop)
     }
 
     fn has_ended(&self) -> bool {

@@ -10,14 +10,14 @@ use std::{
     fs::{File, OpenOptions},
     io,
     os::unix::fs::FileExt,
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::attempts::{AttemptId, Attempts, Stream};
+use crate::attempts::{AttemptDirectory, AttemptId, Attempts, Stream};
 
 /// Bytes kept of one stream of one attempt.
 pub const DEFAULT_STREAM_BYTES: u64 = 10 << 20;
@@ -173,6 +173,57 @@ fn last_lines(file: &File, first: u64, size: u64, lines: u32) -> io::Result<u64>
         end = start;
     }
     Ok(first)
+}
+
+/// Holds an attempt's files to their limit while they grow. Looking at their length costs next to
+/// nothing; only a file that is well above its limit costs more.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    files: Vec<Kept>,
+    limit: u64,
+}
+
+#[derive(Debug)]
+struct Kept {
+    path: PathBuf,
+    file: File,
+    /// Up to where it was trimmed.
+    trimmed: u64,
+}
+
+impl Keeper {
+    pub(super) fn new(directory: &AttemptDirectory, limit: u64) -> Self {
+        let files = Stream::ALL.into_iter().filter_map(|stream| {
+            let path = directory.stream(stream);
+            match File::open(&path) {
+                Ok(file) => Some(Kept { path, file, trimmed: 0 }),
+                Err(error) => {
+                    tracing::warn!(%error, path = %path.display(), "an output file cannot be held to its limit");
+                    None
+                }
+            }
+        });
+        Self { files: files.collect(), limit }
+    }
+
+    /// One look. A file may exceed its limit by an eighth and by what is written between two
+    /// looks, so that holes are made rarely and large.
+    pub(super) async fn hold(&mut self) {
+        let limit = self.limit;
+        for kept in &mut self.files {
+            let size = kept.file.metadata().map_or(0, |file| file.len());
+            if size.saturating_sub(kept.trimmed) <= limit + limit / 8 {
+                continue;
+            }
+            let path = kept.path.clone();
+            let trimmed = tokio::task::spawn_blocking(move || trim(&path, limit)).await;
+            // Also after a failure: the next try comes when as much again was written.
+            kept.trimmed = size.saturating_sub(limit);
+            if let Err(error) = trimmed.map_err(io::Error::other).flatten() {
+                tracing::warn!(%error, path = %kept.path.display(), "an output file cannot be held to its limit");
+            }
+        }
+    }
 }
 
 /// Holds a growing file to its limit; answers how many bytes were dropped now. Blocking.

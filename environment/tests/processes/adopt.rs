@@ -15,7 +15,7 @@ async fn a_living_process_is_watched_again_and_its_end_is_seen() {
     bench.said("lives", "waiting").await;
     let mut found = adopt(&bench.attempts).expect("adopted");
     assert_eq!(found.len(), 1);
-    let Some(Found::Living { id: adopted, process }) = found.pop() else { panic!("not living") };
+    let Some(Found::Living { id: adopted, process, .. }) = found.pop() else { panic!("not living") };
     assert_eq!((adopted, process.id()), (id("lives"), first.id()));
     process.kill().await.expect("killed");
     // Still our own child here, so the status is known.

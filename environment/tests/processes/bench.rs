@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use dormouse_core::domain::id::{Attempt, AttemptToken, Digest, InstanceId, Name, Tenant};
+use dormouse_core::domain::id::{Attempt, AttemptToken, Digest, InstanceId, InstanceKey, Name, Tenant};
 use dormouse_environment::{
     attempts::{AttemptDirectory, AttemptId, Attempts, Retention, Stream},
     images::{DEFAULT_MAX_BYTES, Images},
@@ -53,6 +53,7 @@ impl Bench {
     pub(crate) fn request(&self, name: &str, mode: &str) -> Launch {
         Launch {
             id: id(name),
+            key: InstanceKey(1),
             image: self.image,
             workflow: Some(Name::parse("workflow", "fixture").expect("a name")),
             token: AttemptToken([9; 32]),
@@ -124,8 +125,11 @@ pub(crate) fn fixture() -> PathBuf {
     let digest = Digest(Sha256::digest(fs::read(source).expect("readable")).into()).to_string();
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let binary = folder.join(format!("fixture-{}", &digest[..16]));
+    // Each test may be a process of its own: the first one compiles, the others wait.
+    let turn = fs::File::create(folder.join("fixture.lock")).expect("made");
+    turn.lock().expect("locked");
     if !binary.exists() {
-        let own = folder.join(format!("fixture-{}.{}", &digest[..16], std::process::id()));
+        let own = folder.join(format!("fixture-{}.new", &digest[..16]));
         let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
         let done = Command::new(rustc).args(["--edition=2024", "-o"]).arg(&own).arg(source).status();
         assert!(done.expect("rustc runs").success(), "the fixture does not compile");

@@ -165,7 +165,7 @@ async fn kill_at(point: &str) -> (tempfile::TempDir, Option<i32>) {
 }
 
 /// Processes that work in a folder below `data`.
-fn at_home_in(data: &Path) -> Vec<i32> {
+pub(crate) fn at_home_in(data: &Path) -> Vec<i32> {
     let entries = fs::read_dir("/proc").expect("readable").flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     pids.filter(|pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd.starts_with(data)))
@@ -207,7 +207,8 @@ async fn killed_after_the_document_was_written_the_process_lives_on_and_is_adopt
     bench.said("cut", "waiting").await;
     assert!(folder.path().join("attempts/cut.1/work/acted").exists());
     let mut found = adopt(&bench.attempts).expect("adopted");
-    let Some(dormouse_environment::supervisor::Found::Living { id: adopted, process }) = found.pop() else {
+    let Some(dormouse_environment::supervisor::Found::Living { id: adopted, process, .. }) = found.pop()
+    else {
         panic!("not living: {found:?}");
     };
     assert_eq!((adopted, process.id().pid), (id("cut"), pid));

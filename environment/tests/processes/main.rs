@@ -4,4 +4,5 @@ mod adopt;
 mod bench;
 mod images;
 mod launch;
+mod node;
 mod supervise;

@@ -48,7 +48,7 @@ async fn a_stop_asks_first() {
     let bench = Bench::new();
     let process = bench.launch("asked", "sleep").await;
     bench.said("asked", "waiting").await;
-    process.stop(Grace { before_kill: Duration::from_secs(30) }).await.expect("stopped");
+    process.stop(Grace { before_kill: Duration::from_secs(30), ..Grace::default() }).await.expect("stopped");
     assert_eq!(exit_of(&process).await.report.reason, ExitReason::Signal(15));
 }
 
@@ -57,7 +57,10 @@ async fn what_does_not_listen_is_killed_after_the_grace() {
     let bench = Bench::new();
     let process = bench.launch("deaf", "stubborn").await;
     bench.said("deaf", "waiting").await;
-    process.stop(Grace { before_kill: Duration::from_millis(50) }).await.expect("stopped");
+    process
+        .stop(Grace { before_kill: Duration::from_millis(50), ..Grace::default() })
+        .await
+        .expect("stopped");
     assert_eq!(exit_of(&process).await.report.reason, ExitReason::Signal(9));
 }
 

@@ -1,0 +1,193 @@
+//! The wake scheduler: claims due wakes while there are free slots (invariant 4).
+//!
+//! One pass asks the store what is due and hands each claim to the supervisor, which launches it
+//! on its own task: one slow or broken image never holds up the others. Between passes it sleeps
+//! until the next wake or time limit is due, a notice comes, or a slot becomes free; a slow poll
+//! stands beneath, so a lost notice costs latency, never a wake (invariant 7).
+//!
+//! It never launches by itself, and knows no clock but the answers of the store.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use dormouse_core::{
+    fault,
+    store::{self, Claim, NodeLease, Notice, Notices, Store},
+};
+use dormouse_proto::code::{Coded, Retry};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use crate::{
+    attempts::AttemptId,
+    launcher::Launch,
+    node::Slots,
+    supervisor::{self, Start, chain},
+};
+
+/// How wakes are claimed.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Longest sleep between two looks.
+    pub poll: Duration,
+    /// From a look that failed to the next.
+    pub retry_after: Duration,
+    /// From a claim to its registration; the row is due again after it.
+    pub launch_deadline: Duration,
+    /// Wakes claimed by one look.
+    pub batch: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            poll: Duration::from_secs(5),
+            retry_after: Duration::from_millis(500),
+            launch_deadline: dormouse_core::limits::Limits::default().launch_deadline,
+            batch: 64,
+        }
+    }
+}
+
+impl Options {
+    /// So long after its claim a process is killed if it has not registered: a tenth before the
+    /// row is due again, so that its next attempt meets no living process of this one.
+    fn register_within(&self) -> Duration {
+        self.launch_deadline / 10 * 9
+    }
+}
+
+/// Asks for a look. Cheap to clone. A nudge carries no data: the scheduler looks for itself.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    nudge: Arc<Notify>,
+}
+
+impl Handle {
+    /// Many nudges may cause one look.
+    pub fn nudge(&self) {
+        self.nudge.notify_one();
+    }
+}
+
+/// Claims due wakes for one node.
+#[derive(Debug)]
+pub struct WakeScheduler {
+    options: Options,
+    store: Store,
+    lease: NodeLease,
+    slots: Slots,
+    supervisor: supervisor::Handle,
+    nudge: Arc<Notify>,
+}
+
+/// What a pass found.
+struct Pass {
+    next_in: Duration,
+    /// All slots are taken: nothing is looked for until one is free.
+    full: bool,
+}
+
+impl WakeScheduler {
+    /// For a node that holds its lease and has settled.
+    pub fn new(
+        options: Options,
+        store: Store,
+        lease: NodeLease,
+        slots: Slots,
+        supervisor: supervisor::Handle,
+    ) -> (Self, Handle) {
+        let nudge = Arc::new(Notify::new());
+        let handle = Handle { nudge: Arc::clone(&nudge) };
+        (Self { options, store, lease, slots, supervisor, nudge }, handle)
+    }
+
+    /// Runs until `shutdown`; fails only if trying again cannot help.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), store::Error> {
+        let mut notices = self.store.notices();
+        loop {
+            let pass = match self.pass().await {
+                Ok(pass) => pass,
+                Err(error) if error.retry() == Retry::Never => return Err(error),
+                Err(error) => {
+                    warn!(error = %chain(&error), code = %error.code(), "claiming due wakes failed");
+                    Pass { next_in: self.options.retry_after, full: false }
+                }
+            };
+            // A zero pause too: somebody may wait for the shutdown.
+            let pause = pass.next_in.min(self.options.poll);
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Ok(()),
+                () = self.slots.freed(), if pass.full => {}
+                () = self.nudge.notified(), if !pass.full => {}
+                open = woken(&mut notices), if !pass.full => if !open { return Ok(()) },
+                () = sleep(pause) => {}
+            }
+        }
+    }
+
+    /// Takes no input: the database says what is due, by its own clock.
+    async fn pass(&self) -> Result<Pass, store::Error> {
+        let limits_in = self.expire().await?;
+        let free = self.slots.free().min(self.options.batch);
+        if free == 0 {
+            return Ok(Pass { next_in: limits_in, full: true });
+        }
+        // Taken before the claim: the row's deadline cannot be earlier than this one.
+        let register_by = Instant::now() + self.options.register_within();
+        let limit = u32::try_from(free).unwrap_or(u32::MAX);
+        let claimed = self.store.claim_due(&self.lease, limit, self.options.launch_deadline).await?;
+        if !claimed.claims.is_empty() {
+            fault::point("scheduler.claimed");
+            debug!(n = claimed.claims.len(), "claimed");
+        }
+        for claim in claimed.claims {
+            let of = claim.attempt_ref();
+            let start = Start { of, launch: launch_of(claim), register_by, slot: self.slots.take() };
+            if !self.supervisor.start(start).await {
+                break; // It ended: the claims heal by their deadline or at the next start.
+            }
+        }
+        let full = self.slots.free() == 0;
+        Ok(Pass { next_in: claimed.next_due_in.min(limits_in), full })
+    }
+
+    /// Ends instances whose time limit passed; answers when the next one's does.
+    async fn expire(&self) -> Result<Duration, store::Error> {
+        loop {
+            let expired = self.store.expire().await?;
+            if expired.ended.is_empty() {
+                return Ok(expired.next_in);
+            }
+        }
+    }
+}
+
+/// Returns when somebody set a wake; takes everything that was told until then, so that many
+/// notices cause one look. False: the store is closed.
+async fn woken(notices: &mut Notices) -> bool {
+    loop {
+        match notices.next().await {
+            Some(Notice::Wakes | Notice::Everything) => return true,
+            Some(Notice::Instance(_)) => {}
+            None => return false,
+        }
+    }
+}
+
+fn launch_of(claim: Claim) -> Launch {
+    let Claim { tenant, id, instance, attempt, token, workflow, digest, env, .. } = claim;
+    let env: BTreeMap<String, String> = env;
+    Launch {
+        id: AttemptId { tenant, instance: id, attempt },
+        key: instance,
+        image: digest,
+        workflow: Some(workflow),
+        token,
+        env,
+    }
+}

@@ -1,0 +1,364 @@
+//! One attempt on this node: from its launch, or its adoption, until its end is told and its
+//! files are put away.
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use dormouse_core::{
+    domain::{
+        id::InstanceKey,
+        outcome::{ExitReason, ExitReport},
+    },
+    fault,
+    store::{self, AttemptRef, Store},
+};
+use dormouse_proto::code::{Coded, Retry};
+use tokio::{
+    sync::watch,
+    task::spawn_blocking,
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
+};
+use tracing::{debug, error, info, warn};
+
+use super::{Options, exit::Process, logs::Keeper};
+use crate::{
+    attempts::{AttemptId, Attempts},
+    launcher::{Launch, LaunchError, Launcher},
+    node::Slot,
+};
+
+/// What the supervisor wants of an attempt; each is more urgent than the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Order {
+    /// Go on.
+    Run,
+    /// It recorded its end, or was told to stop: it leaves by itself, or is asked, then killed.
+    Leave,
+    /// Nobody waits for it any more: ask now, then kill.
+    Ask,
+    /// The service ends and takes its processes along: ask now, then kill.
+    Stop,
+    /// Kill now: the node has lost its lease.
+    Kill,
+}
+
+/// What every attempt works with.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) options: Options,
+    pub(super) store: Store,
+    pub(super) attempts: Attempts,
+    pub(super) launcher: Launcher,
+    pub(super) failures: Failures,
+}
+
+/// How often in a row each instance's launch failed here, so that the pauses grow: each try is a
+/// row and an event. Forgotten at a restart.
+#[derive(Debug, Default)]
+pub(super) struct Failures(Mutex<HashMap<InstanceKey, u32>>);
+
+impl Failures {
+    /// So many are remembered; beyond it everything is forgotten and pauses begin anew.
+    const MAX: usize = 10_000;
+
+    /// Counts one more, and says how long to wait now.
+    fn count(&self, instance: InstanceKey, options: &Options) -> Duration {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if counts.len() >= Self::MAX {
+            counts.clear();
+        }
+        let count = counts.entry(instance).or_default();
+        let pause = options.launch_retry.saturating_mul(1 << (*count).min(16));
+        *count += 1;
+        pause.min(options.launch_retry_max)
+    }
+
+    fn forget(&self, instance: InstanceKey) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&instance);
+    }
+}
+
+/// How an attempt comes to this node.
+#[derive(Debug)]
+pub(super) enum Work {
+    /// Claimed; to be launched, and to have registered by then.
+    Launch(Box<Launch>, Instant),
+    /// It runs since an earlier life of this service.
+    Adopted(Process),
+}
+
+/// One attempt with its slot.
+#[derive(Debug)]
+pub(super) struct Attend {
+    pub(super) shared: Arc<Shared>,
+    pub(super) of: AttemptRef,
+    pub(super) id: AttemptId,
+    pub(super) slot: Slot,
+    /// The newest order; closed: the service ends and its processes stay.
+    pub(super) orders: watch::Receiver<Order>,
+}
+
+/// How a watched process ended.
+enum Ending {
+    /// By itself, or because its row did not name it any more.
+    Itself,
+    /// We killed it: it had not registered in time.
+    Late,
+    /// We ended it for reasons that are not the instance's.
+    Ours,
+}
+
+impl Attend {
+    /// Returns when the attempt is over and everybody knows, or when the service ends and leaves
+    /// the process to its next life.
+    pub(super) async fn run(mut self, work: Work) {
+        let (process, deadline) = match work {
+            Work::Adopted(process) => (process, None),
+            Work::Launch(launch, deadline) => match self.launch(*launch).await {
+                Ok(process) => (process, Some(deadline)),
+                Err(error) => return self.not_launched(&error).await,
+            },
+        };
+        let Some(ending) = self.watch(&process, deadline).await else { return };
+        let report = match process.collect().await {
+            Ok(exit) => exit.report,
+            Err(error) => {
+                error!(%error, attempt = %self.id, "the end of a process cannot be collected");
+                ExitReport { reason: ExitReason::Unknown, stderr_tail: String::new() }
+            }
+        };
+        self.over(ending, report).await;
+    }
+
+    async fn launch(&self, launch: Launch) -> Result<Process, LaunchError> {
+        let launched = self.shared.launcher.launch(launch).await?;
+        debug!(attempt = %self.id, pid = launched.process.pid, "launched");
+        Process::watch(launched)
+            .map_err(|source| LaunchError::HandOver { what: "it cannot be watched", source })
+    }
+
+    /// What lies in the image or in the start counts like a crash, so that it has an end; what
+    /// lies in this node gives the claim back: another try later, perhaps on another node.
+    async fn not_launched(self, error: &LaunchError) {
+        let reason = chain(error);
+        warn!(attempt = %self.id, %reason, "a launch failed");
+        drop(self.slot);
+        let (store, of) = (&self.shared.store, self.of);
+        let retry_in = self.shared.failures.count(self.of.instance, &self.shared.options);
+        if error.is_instances_fault() {
+            tell(&self.orders, &self.id, || store.launch_failed(of, reason.clone())).await;
+        } else {
+            tell(&self.orders, &self.id, || store.give_back(of, retry_in, reason.clone())).await;
+        }
+    }
+
+    /// Until the process has ended: `None` if the service ends before and leaves it.
+    async fn watch(&mut self, process: &Process, deadline: Option<Instant>) -> Option<Ending> {
+        let options = &self.shared.options;
+        let mut keeper = Keeper::new(process.directory(), options.stream_bytes);
+        let mut tick = interval(options.trim_every);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ladder = Ladder { step: deadline.map_or(Step::None, Step::Register), ending: Ending::Itself };
+        let mut pid_told = false;
+        loop {
+            let next = ladder.next_at();
+            tokio::select! {
+                biased;
+                ended = process.ended() => {
+                    if let Err(error) = ended {
+                        error!(%error, attempt = %self.id, "a process cannot be watched");
+                    }
+                    return Some(ladder.ending);
+                }
+                changed = self.orders.changed() => match changed {
+                    Ok(()) => {
+                        let order = *self.orders.borrow_and_update();
+                        ladder.order(order, options);
+                    }
+                    Err(_) => return None,
+                },
+                () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
+                    self.climb(process, &mut ladder).await;
+                }
+                _ = tick.tick() => {
+                    keeper.hold().await;
+                    // Most attempts are over by the second tick and spare the database this.
+                    if !pid_told && process.age() >= options.trim_every {
+                        pid_told = true;
+                        self.tell_pid(process).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The ladder's next step is due.
+    async fn climb(&self, process: &Process, ladder: &mut Ladder) {
+        let options = &self.shared.options;
+        let done = match ladder.step {
+            Step::None => Ok(()),
+            Step::Register(_) => {
+                ladder.step = self.look_for_registration().await;
+                if matches!(ladder.step, Step::None | Step::Register(_)) {
+                    return;
+                }
+                warn!(attempt = %self.id, "not registered before the launch deadline: killed");
+                ladder.ending = Ending::Late;
+                Ok(())
+            }
+            Step::Ask(_) => {
+                ladder.step = Step::Kill(Instant::now() + options.grace.before_kill);
+                process.ask()
+            }
+            Step::Kill(_) => {
+                // Again, should something have escaped while we looked.
+                ladder.step = Step::Kill(Instant::now() + options.grace.before_kill);
+                process.kill_all().await
+            }
+        };
+        if let Err(error) = done {
+            error!(%error, attempt = %self.id, "a process cannot be signalled");
+        }
+    }
+
+    /// Asked once, a moment before the deadline. Without an answer nobody else can claim the row
+    /// either, so it is asked again.
+    async fn look_for_registration(&self) -> Step {
+        let AttemptId { tenant, instance, attempt } = &self.id;
+        match self.shared.store.attempts(tenant, instance, 1).await {
+            Ok(newest) => match newest.first() {
+                Some(record) if record.attempt == *attempt && record.registered_at.is_none() => {
+                    Step::Kill(Instant::now())
+                }
+                _ => Step::None,
+            },
+            Err(_) => Step::Register(Instant::now() + self.shared.options.report_retry),
+        }
+    }
+
+    async fn tell_pid(&self, process: &Process) {
+        let pid = process.id().pid.unsigned_abs();
+        // For people only: neither an outage nor a slow database holds up the watch.
+        let told = timeout(Duration::from_secs(1), self.shared.store.launched(self.of, pid)).await;
+        debug!(attempt = %self.id, pid, ?told, "told its process");
+    }
+
+    /// Everything of the attempt has ended: tell it, then put its files away. In this order: who
+    /// is cut off in between finds the record at the next start and tells it again.
+    async fn over(self, ending: Ending, report: ExitReport) {
+        drop(self.slot);
+        fault::point("supervisor.exit_seen");
+        debug!(attempt = %self.id, reason = %report.reason, "ended");
+        let (store, of) = (&self.shared.store, self.of);
+        let told = match ending {
+            // Settled by who ordered it: no crash.
+            Ending::Ours => true,
+            Ending::Itself => {
+                self.shared.failures.forget(of.instance);
+                tell(&self.orders, &self.id, || store.exited(of, report.clone())).await
+            }
+            // A slow start is no crash.
+            Ending::Late => {
+                let message = ExitReason::LaunchDeadline.to_string();
+                let retry_in = self.shared.failures.count(of.instance, &self.shared.options);
+                tell(&self.orders, &self.id, || store.give_back(of, retry_in, message.clone())).await
+            }
+        };
+        fault::point("supervisor.exit_told");
+        if told {
+            put_away(self.shared.attempts.clone(), self.id).await;
+            fault::point("supervisor.put_away");
+        }
+    }
+}
+
+/// Tells the store until it has heard: false if the service ends before, or if the store refuses
+/// for good.
+async fn tell<F, T>(orders: &watch::Receiver<Order>, id: &AttemptId, mut call: impl FnMut() -> F) -> bool
+where
+    F: Future<Output = store::Result<T>>,
+{
+    let mut pause = Duration::from_millis(50);
+    loop {
+        match call().await {
+            Ok(_) => return true,
+            Err(error) if error.retry() == Retry::Never => {
+                error!(error = %chain(&error), attempt = %id, "the store takes no report of this attempt");
+                return false;
+            }
+            Err(error) if orders.has_changed().is_err() => {
+                info!(error = %chain(&error), attempt = %id, "left to the next start: the store does not answer");
+                return false;
+            }
+            Err(error) => debug!(%error, attempt = %id, "the store does not answer; the report is repeated"),
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(1));
+    }
+}
+
+/// Removes what nobody needs of an ended attempt and keeps its output.
+pub(crate) async fn put_away(attempts: Attempts, id: AttemptId) {
+    let attempt = id.clone();
+    let done = spawn_blocking(move || attempts.archive(&id)).await.map_err(io::Error::other).flatten();
+    if let Err(error) = done {
+        // At the next start it is found and tried again.
+        warn!(%error, %attempt, "the files of an ended attempt cannot be put away");
+    }
+}
+
+/// An error with its causes, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
+}
+
+/// What is done to a process next, and when.
+struct Ladder {
+    step: Step,
+    ending: Ending,
+}
+
+#[derive(Clone, Copy)]
+enum Step {
+    None,
+    Register(Instant),
+    Ask(Instant),
+    Kill(Instant),
+}
+
+impl Ladder {
+    fn next_at(&self) -> Option<Instant> {
+        match self.step {
+            Step::None => None,
+            Step::Register(at) | Step::Ask(at) | Step::Kill(at) => Some(at),
+        }
+    }
+
+    /// A step that is further on already stays, unless the order hastens it.
+    fn order(&mut self, order: Order, options: &Options) {
+        let now = Instant::now();
+        match (order, self.step) {
+            (Order::Run, _) | (Order::Leave, Step::Ask(_) | Step::Kill(_)) | (Order::Ask, Step::Kill(_)) => {}
+            (Order::Leave, _) => self.step = Step::Ask(now + options.grace.before_ask),
+            (Order::Ask, _) => self.step = Step::Ask(now),
+            (Order::Stop, step) => {
+                self.step = if let Step::Kill(_) = step { step } else { Step::Ask(now) };
+                self.ending = Ending::Ours;
+            }
+            (Order::Kill, _) => {
+                self.step = Step::Kill(now);
+                self.ending = Ending::Ours;
+            }
+        }
+    }
+}
