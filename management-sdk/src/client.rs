@@ -152,7 +152,7 @@ impl Client {
                         Err(Failed::Busy(error)) => error,
                         Err(Failed::Lost(error)) => {
                             self.forget(&link).await;
-                            match self.inner.lost(&link, error) {
+                            match self.inner.lost(&link.address, &link.connection, error) {
                                 error @ Error::Untrusted { .. } => return Err(error),
                                 error => error,
                             }
@@ -196,7 +196,7 @@ impl Inner {
             })),
         };
         let opened = Caller::open(connection.clone(), hello).await;
-        let (caller, _no_pushes) = opened.map_err(|error| self.not_opened(&address, error))?;
+        let (caller, _no_pushes) = opened.map_err(|error| self.lost(&address, &connection, error))?;
         let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         Ok(Link { caller, connection, address, number })
     }
@@ -235,27 +235,16 @@ impl Inner {
     }
 
     /// A server judges our certificate only after we believe that the handshake is done.
-    fn lost(&self, link: &Link, error: CallError) -> Error {
-        match link.connection.close_reason() {
-            Some(reason) if is_tls_alert(&reason) => Error::Untrusted {
-                address: link.address.clone(),
-                pki: self.target.pki(),
-                source: reason.into(),
-            },
-            _ => self.not_opened(&link.address, error),
-        }
-    }
-
-    fn not_opened(&self, address: &str, error: CallError) -> Error {
-        match error {
-            CallError::Refused { code, message } => {
+    fn lost(&self, address: &str, connection: &quinn::Connection, error: CallError) -> Error {
+        let address = address.to_owned();
+        match (connection.close_reason(), error) {
+            (Some(reason), _) if is_tls_alert(&reason) => {
+                Error::Untrusted { address, pki: self.target.pki(), source: reason.into() }
+            }
+            (_, CallError::Refused { code, message }) => {
                 Error::Refused { code, message, retryable: code.retry() == Retry::Later }
             }
-            error => Error::Lost {
-                address: address.to_owned(),
-                patience: self.options.patience,
-                source: error.into(),
-            },
+            (_, error) => Error::Lost { address, patience: self.options.patience, source: error.into() },
         }
     }
 }
