@@ -1,0 +1,117 @@
+//! Named points at which a test makes a workflow's process kill itself.
+//!
+//! `DORMOUSE_SDK_KILL_AT=name` (or `name:n`) in the process's environment makes it send itself SIGKILL
+//! when it passes that point for the first (or n-th) time of this launch. Nothing is flushed, no
+//! destructor runs. Without the variable a point costs one atomic load.
+//!
+//! | point | what was just done |
+//! |---|---|
+//! | `after-register` | core knows this attempt; the workflow has not begun |
+//! | `before-step` | a step may run; nothing of it has |
+//! | `step-ran` | a step's work is done; nothing is saved |
+//! | `before-checkpoint` | a checkpoint (of any kind) is about to be sent |
+//! | `after-checkpoint` | it is stored and acknowledged; the workflow has not seen that |
+//! | `before-suspend` | new operations are held back; core does not know |
+//! | `after-suspend` | the suspension is recorded; the process would end now |
+//! | `before-complete` | the workflow returned; core does not know |
+//! | `after-complete` | the ending is recorded; the process would end now |
+
+use std::sync::{
+    OnceLock,
+    atomic::{AtomicU32, Ordering},
+};
+
+use crate::sys;
+
+/// The variable's name.
+const VARIABLE: &str = "DORMOUSE_SDK_KILL_AT";
+
+macro_rules! points {
+    ($($name:ident $word:literal),+ $(,)?) => {
+        /// A point, see the module.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(crate) enum Point { $($name),+ }
+
+        impl Point {
+            const ALL: &[Self] = &[$(Self::$name),+];
+
+            const fn word(self) -> &'static str {
+                match self { $(Self::$name => $word),+ }
+            }
+        }
+    };
+}
+
+points! {
+    AfterRegister "after-register",
+    BeforeStep "before-step",
+    StepRan "step-ran",
+    BeforeCheckpoint "before-checkpoint",
+    AfterCheckpoint "after-checkpoint",
+    BeforeSuspend "before-suspend",
+    AfterSuspend "after-suspend",
+    BeforeComplete "before-complete",
+    AfterComplete "after-complete",
+}
+
+struct Target {
+    point: Point,
+    passes_left: AtomicU32,
+}
+
+impl Target {
+    /// Reads `name` or `name:n`.
+    fn parse(text: &str) -> Option<Self> {
+        let (name, passes) = match text.split_once(':') {
+            Some((name, n)) => (name, n.parse().ok()?),
+            None => (text, 1),
+        };
+        let point = Point::ALL.iter().copied().find(|point| point.word() == name)?;
+        Some(Self { point, passes_left: AtomicU32::new(passes) })
+    }
+
+    /// Whether this pass is the one.
+    fn hit(&self, point: Point) -> bool {
+        self.point == point && self.passes_left.fetch_sub(1, Ordering::Relaxed) == 1
+    }
+}
+
+static TARGET: OnceLock<Option<Target>> = OnceLock::new();
+
+/// The named point: returns, unless this process was told to die here.
+pub(crate) fn pass(point: Point) {
+    if TARGET.get_or_init(read_target).as_ref().is_some_and(|target| target.hit(point)) {
+        sys::kill_self();
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a switch of tests, below any configuration")]
+fn read_target() -> Option<Target> {
+    let text = std::env::var(VARIABLE).ok()?;
+    let target = Target::parse(&text);
+    if target.is_none() {
+        // A test that kills nothing must not pass silently.
+        eprintln!("dormouse-sdk: {VARIABLE}={text} names no point; this process will not kill itself");
+    }
+    target
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nth_pass_of_the_named_point_is_hit_once() {
+        let target = Target::parse("step-ran:2").unwrap();
+        let passes = [Point::StepRan, Point::BeforeStep, Point::StepRan, Point::StepRan];
+        assert_eq!(passes.map(|point| target.hit(point)), [false, false, true, false]);
+    }
+
+    #[test]
+    fn what_names_no_point_is_not_a_target() {
+        for text in ["", "nowhere", "step-ran:x", "step-ran:-1"] {
+            assert!(Target::parse(text).is_none(), "{text}");
+        }
+        assert!(Target::parse("after-complete").unwrap().hit(Point::AfterComplete));
+    }
+}
