@@ -23,7 +23,7 @@ pub struct Writer {
 }
 
 /// What an instance is doing. Each state carries the facts that only it has.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum State {
     /// Never registered; launched at `wake_at`.
     Pending {
@@ -63,7 +63,7 @@ pub enum State {
 }
 
 /// What an instance was before its claim.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Rest {
     /// Never registered.
     Pending,
@@ -72,7 +72,7 @@ pub enum Rest {
 }
 
 /// How far a cancellation is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Cancel {
     /// Not asked for.
     No,
@@ -201,7 +201,7 @@ pub enum Exit {
 }
 
 /// The row of an instance, as far as it decides anything.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Life {
     /// What it is doing.
     pub state: State,
