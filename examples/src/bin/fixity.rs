@@ -1,0 +1,5 @@
+//! The workflow `fixity` as an image of its own.
+
+use dormouse_examples::fixity;
+
+dormouse_sdk::main!(fixity);
