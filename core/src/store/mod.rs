@@ -63,7 +63,7 @@ pub use instances::{Instance, InstanceDetail, InstancePage, ListFilter};
 pub use nodes::{NewNode, Node, NodeLease, NodeReport};
 pub use notices::{Notice, Notices};
 pub use open::Database;
-pub use sessions::{Inbox, OwnStatus, Registration, Session, Suspension};
+pub use sessions::{Inbox, OwnStatus, Registration, Session, Suspension, TokenOf};
 pub use signals::Sent;
 pub use sql::Kind;
 pub use start::{StartRequest, Started};

@@ -3,7 +3,7 @@
 //! Every write names attempt and session and holds the instance's row (invariant 2).
 
 use super::{
-    Store, attempts,
+    AttemptRef, Store, attempts,
     checkpoints::{self, CheckpointPage},
     commit::{LockOrder, Request},
     endings,
@@ -102,24 +102,41 @@ pub struct OwnStatus {
     pub now: Micros,
 }
 
-/// Which instance and attempt a token belongs to. That never changes, so it is looked up
-/// before the transaction that registers.
+/// Which attempt a token belongs to. That never changes, so it is looked up before the transaction that
+/// registers.
 struct FindToken {
     hash: TokenHash,
 }
 
 impl Request for FindToken {
-    type Answer = Option<(InstanceKey, Attempt)>;
+    type Answer = Option<TokenOf>;
 
     async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Answer> {
-        const FIND: Stmt = stmt!("SELECT instance, attempt FROM attempt WHERE token_hash = $1");
+        const FIND: Stmt = stmt!(
+            "SELECT a.instance, a.attempt, i.id FROM attempt a JOIN instance i ON i.key = a.instance
+              WHERE a.token_hash = $1"
+        );
         let row = tx.fetch_optional(&FIND, args![self.hash.0.as_slice()]).await?;
-        row.map(|row| Ok((row.instance("instance")?, row.attempt("attempt")?))).transpose()
+        row.map(|row| {
+            let attempt =
+                AttemptRef { instance: row.instance("instance")?, attempt: row.attempt("attempt")? };
+            Ok(TokenOf { attempt, id: row.parsed("id", |text| InstanceId::parse(text).ok())? })
+        })
+        .transpose()
     }
 
     async fn run_single(&self, tx: &mut Tx<'_>) -> Result<Option<Self::Answer>> {
         self.run(tx).await.map(Some)
     }
+}
+
+/// Whom a token proves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenOf {
+    /// The attempt.
+    pub attempt: AttemptRef,
+    /// The instance's public id.
+    pub id: InstanceId,
 }
 
 struct Register {
@@ -297,16 +314,25 @@ impl Request for EndWith {
 const WAITS: usize = 10_000;
 
 impl Store {
-    /// The process of a token opens a session: all earlier ones of the instance are fenced.
+    /// Which attempt a token belongs to, whether or not it may still register.
+    pub async fn token_of(&self, token: &AttemptToken) -> Result<TokenOf> {
+        self.read(FindToken { hash: token.hash() }).await?.ok_or(Error::UnknownToken)
+    }
+
+    /// The process of an attempt, which proved itself by its token, opens a session: all earlier
+    /// ones of the instance are fenced.
     ///
-    /// Refused with UNAUTHENTICATED if no attempt has the token, with FENCED if a newer
-    /// attempt was claimed or the attempt is over.
-    pub async fn register(&self, token: &AttemptToken) -> Result<Registration> {
-        let found = self.read(FindToken { hash: token.hash() }).await?;
-        let (instance, attempt) = found.ok_or(Error::UnknownToken)?;
+    /// Refused with FENCED if a newer attempt was claimed or the attempt is over.
+    pub async fn register_attempt(&self, of: AttemptRef) -> Result<Registration> {
+        let AttemptRef { instance, attempt } = of;
         let (session, now) = self.write_instance(instance, Register { instance, attempt }).await?;
         let limits = checkpoints::PageLimits::of(self.limits());
         self.read(Resume { session, now, limits, inbox_signals: self.limits().inbox_signals }).await
+    }
+
+    /// [`Self::token_of`] and [`Self::register_attempt`] in one.
+    pub async fn register(&self, token: &AttemptToken) -> Result<Registration> {
+        self.register_attempt(self.token_of(token).await?.attempt).await
     }
 
     /// What waits for the session's instance now.
