@@ -115,7 +115,9 @@ pub struct Registered {
     /// Why this attempt was launched: "start", "sleep", "signal", "resume", "retry", ….
     #[prost(string, tag = "6")]
     pub wake_reason: ::prost::alloc::string::String,
-    /// First page; `next_cursor` is 0 when it is complete.
+    /// First page; `next_cursor` is 0 when it is complete. The page is empty, and `next_cursor` leads to
+    /// it, if it does not fit into a frame beside a large input; then the unread signals may also be
+    /// left out here, and follow as a push.
     #[prost(message, repeated, tag = "7")]
     pub checkpoints: ::prost::alloc::vec::Vec<StoredCheckpoint>,
     #[prost(uint64, tag = "8")]
@@ -238,7 +240,8 @@ pub mod stored_checkpoint {
 /// What is stored now: by this request, or by an earlier one (first writer wins).
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CheckpointStored {
-    /// Absent only for `take_signal` when no signal of that name is unread.
+    /// Absent only for `take_signal` when no signal of that name is unread, and for `feel_cancel` when
+    /// no cancel was asked for. Its `payload` is left out if this very request has sent and stored it.
     #[prost(message, optional, tag = "1")]
     pub stored: ::core::option::Option<StoredCheckpoint>,
     #[prost(bool, tag = "2")]
@@ -261,6 +264,7 @@ pub struct CheckpointFound {
 /// The pages behind the one that came with the registration.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListCheckpoints {
+    /// The `next_cursor` of the page before; 0: from the beginning.
     #[prost(uint64, tag = "1")]
     pub cursor: u64,
 }
