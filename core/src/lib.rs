@@ -3,7 +3,7 @@
 //!
 //! - [`domain`]: pure types and transitions. No clock, no IO, no randomness.
 //! - [`store`]: all SQL, over SQLite and PostgreSQL; decides nothing itself.
-//! - `server`: the instance protocol on port 8001.
+//! - [`server`]: the instance protocol on port 8001.
 //! - [`fault`]: points at which a test makes a service kill itself.
 //!
 //! This crate never sees a process: launching and supervising is `dormouse-environment`.
@@ -11,4 +11,5 @@
 pub mod domain;
 pub mod fault;
 pub mod limits;
+pub mod server;
 pub mod store;

@@ -1,0 +1,225 @@
+//! The instance server: what a workflow's process talks to, on port 8001.
+//!
+//! - [`session`]: the life of one connection.
+//! - [`request`]: one function for each operation.
+//! - [`push`]: who is connected, and telling them what changed.
+//! - [`wire`]: messages to domain types and back.
+//!
+//! It keeps nothing that matters: sessions, attempts and fences stand in the rows, so any core may be killed at
+//! any moment, and any other answers the next request. It answers only what the store has made durable
+//! (invariant 1), writes only with attempt and session (invariant 2) and never sees a process.
+
+mod push;
+mod request;
+mod session;
+mod wire;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dormouse_proto::call::InstanceProtocol;
+use dormouse_proto::code::{Code, Coded};
+use dormouse_proto::endpoint::{self, ServerError, Transport};
+use dormouse_proto::identity::{Authority, IdentityError, Role};
+use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use self::push::Sessions;
+use self::session::Shared;
+use crate::store::Store;
+
+/// Connections without a registration from which on a client must first prove its address.
+const CROWD: usize = 256;
+
+/// How often the certificate is looked at.
+const LOOK_AT_CERTIFICATE: Duration = Duration::from_hours(24);
+
+/// How long the last farewells may take to leave this machine.
+const LEAVE_WITHIN: Duration = Duration::from_millis(500);
+
+/// How the server runs.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where to listen. With port 0 the port of the last run is taken again, if it is free.
+    pub listen: SocketAddr,
+    /// Holds `host:port` of what is bound.
+    pub address_file: PathBuf,
+    /// Makes the certificate, and renews it.
+    pub authority: Arc<Authority>,
+    /// How often a session looks for what no notice has told it.
+    pub poll: Duration,
+    /// Connections at a time; further ones are refused. Each takes some tens of KiB.
+    pub connections: usize,
+}
+
+impl Options {
+    /// The defaults of the design, for a data directory.
+    pub fn new(listen: SocketAddr, address_file: PathBuf, authority: Arc<Authority>) -> Self {
+        Self { listen, address_file, authority, poll: Duration::from_secs(5), connections: 10_000 }
+    }
+}
+
+/// Why the server did not start or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The address cannot be bound.
+    #[error(transparent)]
+    Endpoint(#[from] ServerError),
+    /// There is no certificate.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The store was closed under the server.
+    #[error("the store was closed before the instance server; this is a defect")]
+    StoreClosed,
+}
+
+impl Coded for Error {
+    fn code(&self) -> Code {
+        match self {
+            Self::Endpoint(_) => Code::FailedPrecondition,
+            Self::Identity(error) => error.code(),
+            Self::StoreClosed => Code::Internal,
+        }
+    }
+}
+
+/// The instance server, bound and not yet running.
+#[derive(Debug)]
+pub struct Server {
+    options: Options,
+    endpoint: quinn::Endpoint,
+    address: SocketAddr,
+    shared: Shared,
+}
+
+/// Looks at a running server. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    address: SocketAddr,
+    sessions: Arc<Sessions>,
+}
+
+impl Handle {
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Instances whose process is connected now.
+    pub fn sessions(&self) -> usize {
+        self.sessions.count()
+    }
+}
+
+impl Server {
+    /// Makes or reads the certificate and binds the address. Must be called inside a tokio runtime; blocks for
+    /// some milliseconds.
+    pub fn bind(options: Options, store: Store) -> Result<Self, Error> {
+        let identity = options.authority.identity(Role::Core)?;
+        let endpoint = endpoint::server_endpoint_remembered::<InstanceProtocol>(
+            options.listen,
+            &options.address_file,
+            &identity,
+            None,
+        )?;
+        let address =
+            endpoint.local_addr().map_err(|source| ServerError::Bind { address: options.listen, source })?;
+        let shared = Shared { store, sessions: Arc::default(), poll: options.poll };
+        Ok(Self { options, endpoint, address, shared })
+    }
+
+    /// To look at the server while it runs.
+    pub fn handle(&self) -> Handle {
+        Handle { address: self.address, sessions: Arc::clone(&self.shared.sessions) }
+    }
+
+    /// Serves until `shutdown`: then accepts nothing new, lets requests in flight have their answers, and tells
+    /// every process to connect again.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
+        info!(address = %self.address, "core listens for instances");
+        let mut connections = JoinSet::new();
+        let outcome = self.accept(&mut connections, &shutdown).await;
+        self.endpoint.set_server_config(None);
+        if outcome.is_err() {
+            // Nothing can be answered any more.
+            connections.abort_all();
+        }
+        while let Some(done) = connections.join_next().await {
+            report(done);
+        }
+        self.endpoint.close(0u32.into(), b"core has shut down");
+        // An error: somebody does not acknowledge the farewell; it will notice by its time-out.
+        drop(timeout(LEAVE_WITHIN, self.endpoint.wait_idle()).await);
+        info!("core has shut down");
+        outcome
+    }
+
+    async fn accept(&self, connections: &mut JoinSet<()>, shutdown: &CancellationToken) -> Result<(), Error> {
+        let listening = self.shared.sessions.listen(self.shared.store.notices());
+        tokio::pin!(listening);
+        let mut look = interval(LOOK_AT_CERTIFICATE);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        look.tick().await; // the first one is now, and the certificate was just looked at
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Ok(()),
+                () = &mut listening => return Err(Error::StoreClosed),
+                Some(done) = connections.join_next() => report(done),
+                incoming = self.endpoint.accept() => match incoming {
+                    Some(incoming) => self.admit(incoming, connections, shutdown),
+                    None => return Ok(()),
+                },
+                _ = look.tick() => self.renew().await,
+            }
+        }
+    }
+
+    /// Serves a connection, if there is room for it.
+    fn admit(&self, incoming: quinn::Incoming, connections: &mut JoinSet<()>, shutdown: &CancellationToken) {
+        if connections.len() >= self.options.connections {
+            warn!(remote = %incoming.remote_address(), max = self.options.connections, "a connection too many");
+            return incoming.refuse();
+        }
+        let strangers = connections.len().saturating_sub(self.shared.sessions.count());
+        if strangers > CROWD && incoming.may_retry() && !incoming.remote_address_validated() {
+            // Costs its sender a round trip, and nothing here.
+            if let Err(error) = incoming.retry() {
+                warn!(%error, "a client was not asked to prove its address");
+            }
+            return;
+        }
+        connections.spawn(session::serve(self.shared.clone(), incoming, shutdown.clone()));
+    }
+
+    /// Takes a new certificate before the old one expires. Connections that exist keep theirs.
+    async fn renew(&self) {
+        let authority = Arc::clone(&self.options.authority);
+        let renewed = spawn_blocking(move || authority.identity(Role::Core)).await;
+        let config = match renewed {
+            Ok(Ok(identity)) => {
+                endpoint::server_config::<InstanceProtocol>(&identity, None, &Transport::default())
+            }
+            Ok(Err(error)) => {
+                return error!(%error, "the certificate was not renewed; looking again tomorrow");
+            }
+            Err(error) => return error!(%error, "renewing the certificate panicked"),
+        };
+        match config {
+            Ok(config) => self.endpoint.set_server_config(Some(config)),
+            Err(error) => error!(%error, "the renewed certificate is not usable"),
+        }
+    }
+}
+
+fn report(done: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = done
+        && error.is_panic()
+    {
+        error!(%error, "serving a connection panicked");
+    }
+}
