@@ -355,3 +355,89 @@ fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
         other => other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    fn id(name: &str, attempt: u32) -> AttemptId {
+        let instance = InstanceId::parse(name).expect("an id");
+        AttemptId { tenant: Tenant::default_tenant(), instance, attempt: Attempt(attempt) }
+    }
+
+    /// An attempt that wrote so much and is over.
+    fn ended(attempts: &Attempts, name: &str, attempt: u32, bytes: usize) {
+        let id = id(name, attempt);
+        let directory = attempts.create(&id).expect("made");
+        fs::write(directory.stream(Stream::Stdout), vec![b'x'; bytes]).expect("written");
+        attempts.archive(&id).expect("put away");
+    }
+
+    fn kept(attempts: &Attempts, name: &str) -> Vec<u32> {
+        let id = id(name, 0);
+        let kept = attempts.of_instance(&id.tenant, &id.instance).expect("listed");
+        kept.into_iter().map(|attempt| attempt.0).collect()
+    }
+
+    #[test]
+    fn an_instance_keeps_its_newest_outputs_within_its_limit() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let retention = Retention { instance_bytes: 250_000, ..Retention::default() };
+        let attempts = Attempts::open(folder.path(), retention).expect("made");
+        for attempt in 1..=5 {
+            ended(&attempts, "many", attempt, 100_000);
+        }
+        assert_eq!(kept(&attempts, "many"), [4, 5]);
+        ended(&attempts, "many", 6, 900_000);
+        assert_eq!(kept(&attempts, "many"), [6], "the newest stays, however large");
+        ended(&attempts, "many", 10, 10);
+        ended(&attempts, "many", 9, 10);
+        assert_eq!(kept(&attempts, "many"), [9, 10], "by number, not by text");
+    }
+
+    #[test]
+    fn a_node_drops_what_ended_longest_ago() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let retention = Retention { node_bytes: 250_000, ..Retention::default() };
+        let attempts = Attempts::open(folder.path(), retention).expect("made");
+        for name in ["a", "b", "c"] {
+            ended(&attempts, name, 1, 100_000);
+        }
+        let old = File::open(folder.path().join("outputs/b")).expect("there");
+        old.set_modified(SystemTime::UNIX_EPOCH).expect("set");
+        assert!(attempts.hold_node_limit().expect("held") >= 100_000);
+        assert_eq!(["a", "b", "c"].map(|name| kept(&attempts, name).len()), [1, 0, 1]);
+        assert_eq!(attempts.hold_node_limit().expect("held"), 0);
+    }
+
+    #[test]
+    fn a_working_directory_is_kept_until_the_next_attempt_leaves_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let attempts = Attempts::open(folder.path(), Retention::default()).expect("made");
+        for attempt in [1, 2] {
+            let id = id("work", attempt);
+            let directory = attempts.create(&id).expect("made");
+            fs::write(directory.work().join("result"), "x").expect("written");
+            fs::write(directory.tmp().join("scratch"), "x").expect("written");
+            attempts.archive(&id).expect("put away");
+        }
+        let outputs = folder.path().join("outputs/work");
+        assert!(!outputs.join("1.work").exists() && outputs.join("2.work/result").exists());
+        attempts.remove_instance(&id("work", 1).tenant, &id("work", 1).instance).expect("removed");
+        assert!(!outputs.exists());
+    }
+
+    #[test]
+    fn invariant_8_tenants_with_the_same_id_share_no_directory() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let attempts = Attempts::open(folder.path(), Retention::default()).expect("made");
+        let mine = id("same", 1);
+        let other = AttemptId { tenant: Tenant::parse("../../odd/tenant").expect("a name"), ..mine.clone() };
+        assert_ne!(attempts.directory(&mine), attempts.directory(&other));
+        assert_eq!(attempts.directory(&other).path.parent(), attempts.directory(&mine).path.parent());
+        attempts.create(&other).expect("made");
+        assert_eq!(attempts.of_instance(&mine.tenant, &mine.instance).expect("listed"), []);
+    }
+}

@@ -183,7 +183,12 @@ impl Environment {
         let Self { options, store, lease, handle, adopted, directory } = self;
         // Whatever ends first ends the others: claims before the supervisor that takes them.
         let (stop_claims, leave) = (shutdown.child_token(), CancellationToken::new());
-        let ends = supervisor::Shutdown { leave: leave.clone(), end_processes: handle.end_processes.clone() };
+        let lost = CancellationToken::new();
+        let ends = supervisor::Shutdown {
+            leave: leave.clone(),
+            end_processes: handle.end_processes.clone(),
+            lost: lost.clone(),
+        };
         let (supervisor, starts) = Supervisor::new(
             options.supervisor,
             store.clone(),
@@ -210,6 +215,9 @@ impl Environment {
                     Ok(Part::Scheduler) => leave.cancel(),
                     Ok(Part::Supervisor | Part::House) => {}
                     Err(error) => {
+                        if let Error::Store(store::Error::LeaseLost { .. }) = error {
+                            lost.cancel();
+                        }
                         leave.cancel();
                         if result.is_ok() {
                             result = Err(error);

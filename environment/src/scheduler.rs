@@ -14,6 +14,7 @@ use dormouse_core::{
     store::{self, Claim, NodeLease, Notice, Notices, Store},
 };
 use dormouse_proto::code::{Coded, Retry};
+use futures_util::FutureExt;
 use tokio::{
     sync::Notify,
     time::{Instant, sleep},
@@ -108,8 +109,9 @@ impl WakeScheduler {
     /// Runs until `shutdown`; fails only if trying again cannot help.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), store::Error> {
         let mut notices = self.store.notices();
+        let mut limits_at = Instant::now();
         loop {
-            let pass = match self.pass().await {
+            let pass = match self.pass(&mut limits_at).await {
                 Ok(pass) => pass,
                 Err(error) if error.retry() == Retry::Never => return Err(error),
                 Err(error) => {
@@ -131,11 +133,14 @@ impl WakeScheduler {
     }
 
     /// Takes no input: the database says what is due, by its own clock.
-    async fn pass(&self) -> Result<Pass, store::Error> {
-        let limits_in = self.expire().await?;
+    /// `limits_at`: when a time limit is due next, as far as is known.
+    async fn pass(&self, limits_at: &mut Instant) -> Result<Pass, store::Error> {
+        if Instant::now() >= *limits_at {
+            *limits_at = Instant::now() + self.expire().await?.min(self.options.poll);
+        }
         let free = self.slots.free().min(self.options.batch);
         if free == 0 {
-            return Ok(Pass { next_in: limits_in, full: true });
+            return Ok(Pass { next_in: limits_at.saturating_duration_since(Instant::now()), full: true });
         }
         // Taken before the claim: the row's deadline cannot be earlier than this one.
         let register_by = Instant::now() + self.options.register_within();
@@ -146,6 +151,9 @@ impl WakeScheduler {
             debug!(n = claimed.claims.len(), "claimed");
         }
         for claim in claimed.claims {
+            if let Some(limit) = limit_in(&claim, self.options.launch_deadline) {
+                *limits_at = (*limits_at).min(Instant::now() + limit);
+            }
             let of = claim.attempt_ref();
             let start = Start { of, launch: launch_of(claim), register_by, slot: self.slots.take() };
             if !self.supervisor.start(start).await {
@@ -153,6 +161,7 @@ impl WakeScheduler {
             }
         }
         let full = self.slots.free() == 0;
+        let limits_in = limits_at.saturating_duration_since(Instant::now());
         Ok(Pass { next_in: claimed.next_due_in.min(limits_in), full })
     }
 
@@ -172,11 +181,25 @@ impl WakeScheduler {
 async fn woken(notices: &mut Notices) -> bool {
     loop {
         match notices.next().await {
-            Some(Notice::Wakes | Notice::Everything) => return true,
+            Some(Notice::Wakes | Notice::Everything) => break,
             Some(Notice::Instance(_)) => {}
             None => return false,
         }
     }
+    loop {
+        match notices.next().now_or_never() {
+            Some(Some(_)) => {}
+            Some(None) => return false,
+            None => return true,
+        }
+    }
+}
+
+/// How long the instance's time limit leaves it. Both moments are of the database's clock, and
+/// `until` was so long after the claim.
+fn limit_in(claim: &Claim, launch_deadline: Duration) -> Option<Duration> {
+    let claimed_at = claim.until - launch_deadline;
+    claim.deadline_at.map(|deadline| deadline.since(claimed_at))
 }
 
 fn launch_of(claim: Claim) -> Launch {

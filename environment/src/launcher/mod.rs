@@ -15,6 +15,7 @@ use std::{io, path::Path, sync::Arc};
 
 use tokio::{sync::Semaphore, task::spawn_blocking};
 
+pub(crate) use self::spawn::kill_unwatched;
 pub use self::{
     replicas::Replicas,
     spawn::{LaunchError, Launched},

@@ -81,6 +81,9 @@ pub enum LaunchError {
         #[source]
         source: io::Error,
     },
+    /// Its launch deadline is near: the next attempt would run beside it.
+    #[error("the node was too busy to launch it before its launch deadline")]
+    TooLate,
     /// The launching thread is gone: a panic, or the runtime is being shut down.
     #[error("the launch was cut off")]
     CutOff,
@@ -95,7 +98,9 @@ impl LaunchError {
             Self::Spawn(error) => {
                 error.step == Step::Exec && error.source.kind() != io::ErrorKind::OutOfMemory
             }
-            Self::Files { .. } | Self::Image(_) | Self::HandOver { .. } | Self::CutOff => false,
+            Self::Files { .. } | Self::Image(_) | Self::HandOver { .. } | Self::TooLate | Self::CutOff => {
+                false
+            }
         }
     }
 }
@@ -167,7 +172,7 @@ fn launch_in(
     let written = directory.write_record(&record);
     if let Err(source) = written {
         drop(document);
-        collect(&pidfd);
+        kill_unwatched(&pidfd);
         return Err(LaunchError::HandOver { what: "its process.json could not be written", source });
     }
     fault::point("launch.recorded");
@@ -177,7 +182,7 @@ fn launch_in(
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
         Err(source) => {
             drop(document);
-            collect(&pidfd);
+            kill_unwatched(&pidfd);
             let _gone = std::fs::remove_file(directory.record());
             return Err(LaunchError::HandOver { what: "its launch document could not be written", source });
         }
@@ -187,8 +192,8 @@ fn launch_in(
     Ok(Launched { process, pidfd, directory: directory.clone() })
 }
 
-/// Kills a child that was given nothing, and collects it.
-fn collect(pidfd: &OwnedFd) {
+/// Kills a child that nobody will watch, and collects it.
+pub(crate) fn kill_unwatched(pidfd: &OwnedFd) {
     use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
     // Both fail only if it is gone.
     let _gone = pidfd_send_signal(pidfd, Signal::KILL);

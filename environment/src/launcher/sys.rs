@@ -441,10 +441,11 @@ pub(crate) fn keep_children_waitable() -> io::Result<()> {
 }
 
 /// Lets the runtime wait until the process has ended.
-pub(crate) fn watch(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn watch(pidfd: OwnedFd) -> Result<AsyncFd<OwnedFd>, (OwnedFd, io::Error)> {
     // SAFETY: an `OwnedFd` keeps its descriptor open and the same until it is dropped, and the
     // `AsyncFd` owns it until then.
-    Ok(unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?)
+    let watched = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
+    watched.map_err(tokio::io::unix::AsyncFdRegisterError::into_parts)
 }
 
 /// A pidfd of a process that may be a stranger's child.

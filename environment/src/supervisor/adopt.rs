@@ -87,7 +87,7 @@ fn look(
         return Ok(Found::Living {
             id,
             key: InstanceKey(record.key),
-            process: Process::new(process, directory, pidfd)?,
+            process: Process::adopt(process, directory, pidfd)?,
         });
     }
     group::kill_all(process, &directory.path)?;

@@ -118,7 +118,7 @@ impl Attend {
     pub(super) async fn run(mut self, work: Work) {
         let (process, deadline) = match work {
             Work::Adopted(process) => (process, None),
-            Work::Launch(launch, deadline) => match self.launch(*launch).await {
+            Work::Launch(launch, deadline) => match self.launch(*launch, deadline).await {
                 Ok(process) => (process, Some(deadline)),
                 Err(error) => return self.not_launched(&error).await,
             },
@@ -134,11 +134,20 @@ impl Attend {
         self.over(ending, report).await;
     }
 
-    async fn launch(&self, launch: Launch) -> Result<Process, LaunchError> {
+    async fn launch(&self, launch: Launch, deadline: Instant) -> Result<Process, LaunchError> {
+        if Instant::now() >= deadline {
+            return Err(LaunchError::TooLate);
+        }
         let launched = self.shared.launcher.launch(launch).await?;
         debug!(attempt = %self.id, pid = launched.process.pid, "launched");
-        Process::watch(launched)
-            .map_err(|source| LaunchError::HandOver { what: "it cannot be watched", source })
+        match Process::watch(launched) {
+            Ok(process) => Ok(process),
+            Err(source) => {
+                // It was killed, so nothing of it is worth keeping.
+                put_away(self.shared.attempts.clone(), self.id.clone()).await;
+                Err(LaunchError::HandOver { what: "it could not be watched", source })
+            }
+        }
     }
 
     /// What lies in the image or in the start counts like a crash, so that it has an end; what

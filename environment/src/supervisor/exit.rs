@@ -27,7 +27,7 @@ use super::group;
 use crate::{
     attempts::{AttemptDirectory, Stream},
     launcher::{
-        Launched, Usage,
+        Launched, Usage, kill_unwatched,
         sys::{self, Reaped, Status},
     },
     process::ProcessId,
@@ -75,19 +75,29 @@ pub struct Process {
 }
 
 impl Process {
-    /// Watches what was just launched. Within a tokio runtime.
+    /// Watches what was just launched; kills it if that is not possible, so that no process runs
+    /// which nobody watches. Within a tokio runtime.
     pub fn watch(launched: Launched) -> io::Result<Self> {
-        Self::new(launched.process, launched.directory, launched.pidfd)
+        let Launched { process, pidfd, directory } = launched;
+        Self::register(process, directory, pidfd).map_err(|(pidfd, error)| {
+            kill_unwatched(&pidfd);
+            error
+        })
     }
 
-    pub(super) fn new(id: ProcessId, directory: AttemptDirectory, pidfd: OwnedFd) -> io::Result<Self> {
-        Ok(Self {
-            id,
-            directory,
-            pidfd: sys::watch(pidfd)?,
-            out_of_memory_kills: out_of_memory_kills(),
-            since: Instant::now(),
-        })
+    /// Watches a process of an earlier life.
+    pub(super) fn adopt(id: ProcessId, directory: AttemptDirectory, pidfd: OwnedFd) -> io::Result<Self> {
+        Self::register(id, directory, pidfd).map_err(|(_, error)| error)
+    }
+
+    fn register(
+        id: ProcessId,
+        directory: AttemptDirectory,
+        pidfd: OwnedFd,
+    ) -> Result<Self, (OwnedFd, io::Error)> {
+        let pidfd = sys::watch(pidfd)?;
+        let since = Instant::now();
+        Ok(Self { id, directory, pidfd, out_of_memory_kills: out_of_memory_kills(), since })
     }
 
     /// Which process.

@@ -20,10 +20,14 @@ mod exit;
 mod group;
 pub mod logs;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use dormouse_core::{
-    domain::outcome::EndedBy,
+    domain::{id::InstanceKey, outcome::EndedBy},
     fault,
     store::{self, AttemptRef, NodeLease, Notice, Notices, Store, Superseded},
 };
@@ -150,6 +154,8 @@ pub struct Shutdown {
     pub leave: CancellationToken,
     /// Processes are ended too, and their instances go back to the wake queue.
     pub end_processes: CancellationToken,
+    /// The lease is lost: others launch what runs here, so it is killed.
+    pub lost: CancellationToken,
 }
 
 /// Watches all processes of this node.
@@ -161,6 +167,21 @@ pub struct Supervisor {
     starts: mpsc::Receiver<Start>,
     tasks: JoinSet<AttemptRef>,
     tracked: HashMap<AttemptRef, watch::Sender<Order>>,
+    /// Instances of which a notice came since the last comparison.
+    noticed: Noticed,
+}
+
+/// About whom something was told.
+#[derive(Debug, Default)]
+struct Noticed {
+    some: HashSet<InstanceKey>,
+    all: bool,
+}
+
+impl Noticed {
+    fn concerns(&self, of: AttemptRef) -> bool {
+        self.all || self.some.contains(&of.instance)
+    }
 }
 
 /// Starts that wait for the supervisor's loop; whoever claims more waits.
@@ -178,7 +199,8 @@ impl Supervisor {
     ) -> (Self, Handle) {
         let (sender, starts) = mpsc::channel(QUEUE);
         let shared = Arc::new(Shared { options, store, attempts, launcher, failures: Failures::default() });
-        let this = Self { shared, lease, slots, starts, tasks: JoinSet::new(), tracked: HashMap::new() };
+        let (tracked, noticed) = (HashMap::new(), Noticed { all: true, ..Noticed::default() });
+        let this = Self { shared, lease, slots, starts, tasks: JoinSet::new(), tracked, noticed };
         (this, Handle { starts: sender })
     }
 
@@ -190,10 +212,11 @@ impl Supervisor {
             let slot = self.slots.take();
             self.attend(of, id, slot, Work::Adopted(process));
         }
-        let mut look_at = Instant::now();
+        let (mut look_at, mut poll_at) = (Instant::now(), Instant::now() + self.shared.options.poll);
         loop {
             tokio::select! {
                 biased;
+                () = shutdown.lost.cancelled() => return self.end_all(Order::Kill).await,
                 () = shutdown.end_processes.cancelled() => return self.end_all(Order::Stop).await,
                 () = shutdown.leave.cancelled() => return self.leave_all().await,
                 Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => {
@@ -204,20 +227,29 @@ impl Supervisor {
                     let id = launch.id.clone();
                     self.attend(of, id, slot, Work::Launch(Box::new(launch), register_by));
                 }
-                open = concerned(&mut notices, &self.tracked) => {
+                open = concerned(&mut notices, &self.tracked, &mut self.noticed) => {
                     if !open { return self.leave_all().await }
                     look_at = look_at.min(Instant::now() + self.shared.options.look_delay);
                 }
                 () = sleep_until(look_at), if !self.tracked.is_empty() => {
-                    look_at = Instant::now() + self.shared.options.poll;
+                    let poll = self.shared.options.poll;
+                    let now = Instant::now();
+                    if now >= poll_at {
+                        self.noticed.all = true;
+                        poll_at = now + poll;
+                    }
+                    look_at = poll_at;
                     match self.compare().await {
-                        Ok(next_in) => look_at = look_at.min(Instant::now() + next_in.min(self.shared.options.poll)),
+                        Ok(next_in) => look_at = look_at.min(Instant::now() + next_in.min(poll)),
                         Err(store::Error::LeaseLost { node }) => {
                             warn!(%node, "this node has lost its lease: its processes are ended");
                             self.end_all(Order::Kill).await?;
                             return Err(store::Error::LeaseLost { node }.into());
                         }
-                        Err(error) => warn!(error = %chain(&error), code = %error.code(), "what should run here is not known now"),
+                        Err(error) => {
+                            self.noticed.all = true;
+                            warn!(error = %chain(&error), code = %error.code(), "what should run here is not known now");
+                        }
                     }
                 }
             }
@@ -238,7 +270,9 @@ impl Supervisor {
     /// Answers when a cancel's grace ends.
     async fn compare(&mut self) -> Result<Duration, store::Error> {
         let overdue = self.shared.store.cancel_overdue(&self.lease).await?;
-        let ours: Vec<AttemptRef> = self.tracked.keys().copied().collect();
+        // Most of those that a notice came of have ended since, and are not asked about.
+        let noticed = std::mem::take(&mut self.noticed);
+        let ours: Vec<AttemptRef> = self.tracked.keys().copied().filter(|of| noticed.concerns(*of)).collect();
         for (of, why) in self.shared.store.superseded(&self.lease.node, &ours).await? {
             let urgency = match why {
                 // The first two are on their way out; of a stop the process has been told.
@@ -295,12 +329,22 @@ impl Supervisor {
     }
 }
 
-/// Returns at a notice about something that runs here; false: the store is closed.
-async fn concerned(notices: &mut Notices, tracked: &HashMap<AttemptRef, watch::Sender<Order>>) -> bool {
+/// Notes a notice about something that runs here, and returns; false: the store is closed.
+async fn concerned(
+    notices: &mut Notices,
+    tracked: &HashMap<AttemptRef, watch::Sender<Order>>,
+    noticed: &mut Noticed,
+) -> bool {
     loop {
         match notices.next().await {
-            Some(Notice::Instance(key)) if tracked.keys().any(|of| of.instance == key) => return true,
-            Some(Notice::Everything) => return true,
+            Some(Notice::Instance(key)) if tracked.keys().any(|of| of.instance == key) => {
+                noticed.some.insert(key);
+                return true;
+            }
+            Some(Notice::Everything) => {
+                noticed.all = true;
+                return true;
+            }
             Some(Notice::Instance(_) | Notice::Wakes) => {}
             None => return false,
         }
