@@ -128,6 +128,8 @@ pub(crate) enum Command {
     Node(Node),
     /// Whether the services are well
     Health,
+    /// What this machine offers, and what to do about what is missing
+    Doctor,
     /// The whole story in one minute: an audit that is killed, sleeps, and ends right
     Demo(Demo),
 }

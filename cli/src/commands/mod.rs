@@ -12,6 +12,7 @@ use crate::{
 };
 
 mod demo;
+mod doctor;
 mod health;
 mod history;
 mod image;
@@ -43,6 +44,7 @@ pub(crate) async fn execute(cli: Cli) -> anyhow::Result<Exit> {
         Command::Delete(args) => steer::delete(&ctx, &args.id).await,
         Command::Node(crate::args::Node::List) => health::nodes(&ctx).await,
         Command::Health => health::health(&ctx).await,
+        Command::Doctor => doctor::doctor(&ctx).await,
         Command::Demo(args) => demo::demo(args).await,
     }
 }
