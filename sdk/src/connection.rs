@@ -7,6 +7,9 @@
 //!
 //! It never decides anything about the instance: that is the ledger's.
 
+#[cfg(test)]
+pub(crate) mod tests;
+
 use std::{
     collections::BTreeMap,
     collections::hash_map::DefaultHasher,
@@ -19,7 +22,7 @@ use std::{
 use dormouse_proto::{
     call::{CallError, Caller, InstanceProtocol, Protocol as _, Pushes},
     code::Code,
-    endpoint::{CORE_NAME, client_config, client_endpoint, connect},
+    endpoint::{CORE_NAME, Transport, client_config_with, client_endpoint, connect},
     instance::{self, ServerFrame, client_frame, server_frame},
     launch::LaunchDocument,
 };
@@ -47,9 +50,11 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 const REPEAT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// A limit that stays reached for so many repeats is the workflow's business.
 const REPEATS_OF_EXHAUSTED: u32 = 8;
-/// Core is lost when a request waits and nothing at all has arrived for so long: the transport's own
-/// time-out is made for connections that are merely quiet.
-const SILENCE: Duration = Duration::from_secs(3);
+/// A quiet connection shows a sign this often, and gets one back.
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
+/// Core is lost when a request waits and nothing at all has arrived for so long, not even a sign: twice
+/// [`KEEP_ALIVE`]. The transport's own time-out is made for connections on which nobody waits.
+const SILENCE: Duration = Duration::from_secs(4);
 /// How often that is looked at.
 const LISTEN: Duration = Duration::from_millis(500);
 /// A search for core that lasts so long is said on stderr.
@@ -126,7 +131,8 @@ struct Link {
 impl Link {
     fn new(document: LaunchDocument) -> Result<Self, String> {
         let endpoint = client_endpoint().map_err(|error| format!("no socket for the connection: {error}"))?;
-        let config = client_config::<InstanceProtocol>(&document.authority_pem, None)
+        let transport = Transport { keep_alive: KEEP_ALIVE, ..Transport::default() };
+        let config = client_config_with::<InstanceProtocol>(&document.authority_pem, None, &transport)
             .map_err(|error| format!("the launch document's authority: {error}"))?;
         Ok(Self { document, endpoint, config, known: false, rounds: 0 })
     }
@@ -462,8 +468,8 @@ fn is_worth_repeating(outcome: &server_frame::Outcome, refusals: u32) -> bool {
     error.retryable && (!exhausted || refusals < REPEATS_OF_EXHAUSTED)
 }
 
-/// Listens whether core is still there while a request waits for its answer: what was sent is acknowledged
-/// within milliseconds by a peer that lives, long before it is answered.
+/// Listens whether core is still there while a request waits for its answer. A core that lives but is slow
+/// acknowledges the signs of life; one that was killed without a farewell does not.
 struct Silence {
     received: u64,
     since: Instant,

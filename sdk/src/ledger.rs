@@ -7,31 +7,38 @@
 //! It never talks to anybody, never ends the process and never waits for time by itself. It keeps
 //! invariants 3 and 5 on this side: what is stored is what counts, and each signal goes to one wait.
 
+mod guard;
 mod inbox;
 mod keeper;
+mod state;
 
 use std::{
-    collections::{BTreeMap, HashMap, hash_map::Entry},
+    collections::hash_map::Entry,
     panic::Location,
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use dormouse_proto::instance::{
-    self, InstanceEvent, checkpoint, client_frame, instance_event, server_frame, suspend_outcome,
-};
+use dormouse_proto::instance::{self, InstanceEvent, checkpoint, client_frame, instance_event, server_frame};
 use tokio::{
     sync::{Notify, mpsc, oneshot},
     time::Instant,
 };
 
-use self::inbox::{Cancelled, Inbox};
-pub(crate) use self::keeper::keep;
+use self::{
+    guard::Held,
+    inbox::Cancelled,
+    state::{Absorbed, OpenWait, Phase, State, Verdict, is_ordinary},
+};
+pub(crate) use self::{
+    guard::{Busy, Offer, Use, WaitGuard},
+    keeper::keep,
+};
 use crate::{
     error::{Failure, Result, code},
     fault::{self, Point},
-    operation::{Kind, Operation, RESULT, Stored, Value},
+    operation::{Kind, Operation, RESULT, Stored},
 };
 
 /// Requests that may wait for the driver. Further ones wait with their senders.
@@ -92,86 +99,11 @@ pub(crate) struct Facts {
     pub(crate) input: instance::Payload,
 }
 
-/// Whether operations may begin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    Open,
-    /// A suspension is under way.
-    Frozen,
-    /// The ending is under way, or the process is about to end.
-    Closing,
-    /// The driver is gone. Only in tests: a real process ends with it.
-    Gone,
-}
-
 /// How the instance ends.
 #[derive(Debug)]
 pub(crate) enum Ending {
     Completed(instance::Payload),
     Failed(Failure),
-}
-
-/// The database's clock, as far as this process can know it: never ahead of it, because the sample
-/// was taken before the answer that brought it arrived.
-#[derive(Clone, Copy, Debug)]
-struct Clock {
-    sample: i64,
-    at: Instant,
-}
-
-impl Clock {
-    fn learn(&mut self, sample: i64) {
-        if sample > 0 {
-            *self = Self { sample, at: Instant::now() };
-        }
-    }
-
-    fn now(&self) -> i64 {
-        let elapsed = i64::try_from(self.at.elapsed().as_micros()).unwrap_or(i64::MAX);
-        self.sample.saturating_add(elapsed)
-    }
-
-    /// How long until `due_at`; zero if it passed.
-    fn until(&self, due_at: i64) -> Duration {
-        Duration::from_micros(u64::try_from(due_at.saturating_sub(self.now())).unwrap_or(0))
-    }
-}
-
-/// A wait that the workflow stands at.
-#[derive(Debug)]
-struct OpenWait {
-    operation: Operation,
-    due_at: Option<i64>,
-    signal: Option<Box<str>>,
-}
-
-#[derive(Debug)]
-struct State {
-    stored: HashMap<Operation, Vec<(u32, Stored)>>,
-    used: HashMap<Operation, &'static Location<'static>>,
-    clock: Clock,
-    inbox: Inbox,
-    inbox_at: Instant,
-    phase: Phase,
-    waits: BTreeMap<u64, OpenWait>,
-    next_wait: u64,
-    /// Steps that run, and other operations that are not waits.
-    busy: usize,
-    /// Operations that a pause holds back.
-    held: usize,
-    /// Requests without an answer.
-    in_flight: usize,
-    /// A request to feel the cancellation is under way.
-    feeling: bool,
-    /// The workflow's future is being polled right now.
-    polling: bool,
-    /// When the workflow last did something.
-    active_at: Instant,
-    /// Not suspended again before.
-    suspend_after: Option<Instant>,
-    progress: Option<instance::Progress>,
-    progress_at: Option<Instant>,
-    ending: Option<Ending>,
 }
 
 /// See the module.
@@ -203,27 +135,7 @@ impl Ledger {
         idle: Duration,
     ) -> (Arc<Self>, mpsc::Receiver<Request>) {
         let (requests, driver) = mpsc::channel(REQUESTS);
-        let now = Instant::now();
-        let mut state = State {
-            stored: HashMap::new(),
-            used: HashMap::new(),
-            clock: Clock { sample: registered.now, at: now },
-            inbox: Inbox::default(),
-            inbox_at: now,
-            phase: Phase::Open,
-            waits: BTreeMap::new(),
-            next_wait: 0,
-            busy: 0,
-            held: 0,
-            in_flight: 0,
-            feeling: false,
-            polling: false,
-            active_at: now,
-            suspend_after: None,
-            progress: None,
-            progress_at: None,
-            ending: None,
-        };
+        let mut state = State::new(registered.now);
         state.inbox.merge(registered.inbox.unwrap_or_default());
         state.load(registered.checkpoints);
         let facts = Facts {
@@ -618,277 +530,4 @@ fn save_request(
         note,
         value: Some(value),
     })
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verdict {
-    Go,
-    Feel,
-    /// A pause holds it back.
-    Held,
-    Wait,
-}
-
-enum Absorbed {
-    Reply(Reply),
-    Fate(Fate),
-}
-
-impl State {
-    fn load(&mut self, checkpoints: Vec<instance::StoredCheckpoint>) {
-        for (name, stored) in checkpoints.into_iter().filter_map(Stored::of_wire) {
-            self.store(name, stored);
-        }
-    }
-
-    fn store(&mut self, name: instance::OperationName, stored: Stored) {
-        let operation = Operation { name: name.name.into(), key: name.key.into() };
-        let slots = self.stored.entry(operation).or_default();
-        // An answer that was repeated says the same again: checkpoints do not change.
-        if !slots.iter().any(|(slot, _)| *slot == name.slot) {
-            slots.push((name.slot, stored));
-        }
-    }
-
-    fn news(&mut self, inbox: Option<instance::Inbox>) {
-        if let Some(inbox) = inbox {
-            self.inbox.merge(inbox);
-            self.inbox_at = Instant::now();
-        }
-    }
-
-    fn verdict(&self) -> Verdict {
-        match self.phase {
-            Phase::Frozen | Phase::Closing | Phase::Gone => Verdict::Wait,
-            Phase::Open if self.ending.is_some() || self.feeling => Verdict::Wait,
-            Phase::Open if self.inbox.cancelled == Cancelled::Asked => Verdict::Feel,
-            Phase::Open if self.inbox.paused => Verdict::Held,
-            Phase::Open => Verdict::Go,
-        }
-    }
-
-    /// The verdict, and its consequence in the same breath: nothing is frozen in between.
-    fn admit(&mut self) -> Verdict {
-        let verdict = self.verdict();
-        if verdict == Verdict::Go {
-            self.busy += 1;
-        }
-        verdict
-    }
-
-    /// Whether the keeper has something to decide.
-    fn is_watched(&self) -> bool {
-        !self.waits.is_empty() || self.held > 0 || self.ending.is_some()
-    }
-
-    /// Core refused the request: what it had reserved is free again.
-    fn refused(&mut self, request: &Request) {
-        if let Some(number) = request.offered {
-            self.inbox.withdraw(number);
-        }
-        match &request.operation {
-            client_frame::Operation::Checkpoint(checkpoint) if is_feeling(checkpoint) => self.feeling = false,
-            client_frame::Operation::Suspend(_) => self.thaw(),
-            _ => {}
-        }
-    }
-
-    fn thaw(&mut self) {
-        if self.phase == Phase::Frozen {
-            self.phase = Phase::Open;
-        }
-        self.active_at = Instant::now();
-    }
-
-    fn absorb(&mut self, request: &Request, outcome: server_frame::Outcome) -> Result<Absorbed> {
-        use server_frame::Outcome;
-        let reply = match (&request.operation, outcome) {
-            (client_frame::Operation::Checkpoint(asked), Outcome::Checkpoint(answer)) => {
-                self.checkpoint_stored(asked, request.offered, answer)?
-            }
-            (client_frame::Operation::GetCheckpoint(_), Outcome::Found(answer)) => {
-                Reply::Found(answer.stored.and_then(Stored::of_wire).map(|(_, stored)| stored))
-            }
-            (client_frame::Operation::Suspend(_), Outcome::Suspend(answer)) => {
-                self.clock.learn(answer.now);
-                if answer.kind == suspend_outcome::Kind::Suspended as i32 {
-                    fault::pass(Point::AfterSuspend);
-                    return Ok(Absorbed::Fate(Fate::Suspended));
-                }
-                self.news(answer.inbox);
-                self.thaw();
-                Reply::Done
-            }
-            (client_frame::Operation::Event(asked), Outcome::Event(_)) => match asked.event {
-                Some(instance_event::Event::Completed(_) | instance_event::Event::Failed(_)) => {
-                    fault::pass(Point::AfterComplete);
-                    return Ok(Absorbed::Fate(Fate::Ended));
-                }
-                _ => Reply::Done,
-            },
-            (client_frame::Operation::PollSignals(_), Outcome::Inbox(inbox)) => {
-                self.news(Some(inbox));
-                Reply::Done
-            }
-            (_, outcome) => {
-                self.refused(request);
-                let message = format!("core answered with something else: {outcome:?}");
-                return Err(Failure::new(dormouse_proto::code::Code::Internal.as_str(), message));
-            }
-        };
-        Ok(Absorbed::Reply(reply))
-    }
-
-    fn checkpoint_stored(
-        &mut self,
-        asked: &instance::Checkpoint,
-        offered: Option<u64>,
-        answer: instance::CheckpointStored,
-    ) -> Result<Reply> {
-        self.clock.learn(answer.now);
-        if let Some(number) = offered {
-            self.inbox.taken(number);
-        }
-        let feeling = is_feeling(asked);
-        if feeling {
-            self.feeling = false;
-        }
-        let Some(stored) = answer.stored else {
-            return Ok(Reply::Saved);
-        };
-        fault::pass(Point::AfterCheckpoint);
-        if !answer.existed && matches!(asked.value, Some(checkpoint::Value::Payload(_))) {
-            // Whoever sent these bytes has them.
-            return Ok(Reply::Saved);
-        }
-        let Some((name, stored)) = Stored::of_wire(stored) else {
-            let message = "core answered with a checkpoint that this release cannot read";
-            return Err(Failure::new(dormouse_proto::code::Code::Internal.as_str(), message));
-        };
-        if feeling && matches!(stored.value, Value::Cancelled) {
-            self.inbox.cancelled = Cancelled::Felt;
-        }
-        self.store(name, stored);
-        Ok(Reply::Saved)
-    }
-}
-
-/// Whether the answer changes nothing for other operations.
-fn is_ordinary(request: &Request) -> bool {
-    match &request.operation {
-        client_frame::Operation::Checkpoint(checkpoint) => !matches!(
-            checkpoint.value,
-            Some(checkpoint::Value::TakeSignal(_) | checkpoint::Value::FeelCancel(_))
-        ),
-        client_frame::Operation::Event(_) | client_frame::Operation::GetCheckpoint(_) => true,
-        _ => false,
-    }
-}
-
-fn is_feeling(checkpoint: &instance::Checkpoint) -> bool {
-    matches!(checkpoint.value, Some(checkpoint::Value::FeelCancel(_)))
-}
-
-/// A claimed name. Dropped before the operation is over, the name is free again: a wait inside a
-/// `select!` that lost may be asked for again.
-#[derive(Debug)]
-pub(crate) struct Use {
-    ledger: Arc<Ledger>,
-    operation: Operation,
-    done: bool,
-}
-
-impl Use {
-    pub(crate) fn operation(&self) -> &Operation {
-        &self.operation
-    }
-
-    /// The operation is over: its name stays taken, what was stored for it is not needed any more.
-    pub(crate) fn done(mut self) {
-        self.done = true;
-        self.ledger.lock().stored.remove(&self.operation);
-    }
-}
-
-impl Drop for Use {
-    fn drop(&mut self) {
-        if !self.done {
-            self.ledger.lock().used.remove(&self.operation);
-        }
-    }
-}
-
-/// Something runs that must not be cut off.
-#[derive(Debug)]
-pub(crate) struct Busy(Arc<Ledger>);
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        let mut state = self.0.lock();
-        state.busy -= 1;
-        state.active_at = Instant::now();
-        let keeper = state.busy == 0 && state.is_watched();
-        drop(state);
-        if keeper {
-            self.0.watch.notify_one();
-        }
-    }
-}
-
-/// An operation that a pause holds back.
-#[derive(Debug)]
-struct Held(Arc<Ledger>);
-
-impl Held {
-    fn begin(ledger: &Arc<Ledger>) -> Self {
-        ledger.lock().held += 1;
-        ledger.watch.notify_one();
-        Self(Arc::clone(ledger))
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.0.lock().held -= 1;
-    }
-}
-
-/// An open wait.
-#[derive(Debug)]
-pub(crate) struct WaitGuard {
-    ledger: Arc<Ledger>,
-    id: u64,
-}
-
-impl Drop for WaitGuard {
-    fn drop(&mut self) {
-        let mut state = self.ledger.lock();
-        state.waits.remove(&self.id);
-        state.active_at = Instant::now();
-    }
-}
-
-/// An unread signal that is kept for one wait until it asks for it.
-#[derive(Debug)]
-pub(crate) struct Offer {
-    ledger: Arc<Ledger>,
-    number: u64,
-    asked: bool,
-}
-
-impl Offer {
-    /// The wait asks core; from here on the answer decides about the signal.
-    fn ask(mut self) -> u64 {
-        self.asked = true;
-        self.number
-    }
-}
-
-impl Drop for Offer {
-    fn drop(&mut self) {
-        if !self.asked {
-            self.ledger.lock().inbox.withdraw(self.number);
-            self.ledger.changed.notify_waiters();
-        }
-    }
 }

@@ -18,6 +18,9 @@
 //! | 5 | core refuses this attempt, or what it sends, for good; the reason is on stderr |
 //! | 101 | a panic |
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     future::Future,
     io::Write as _,

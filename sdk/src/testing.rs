@@ -22,7 +22,7 @@
 //! # Ok::<(), dormouse_sdk::Failure>(())
 //! ```
 
-mod core;
+pub(crate) mod core;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
@@ -223,7 +223,7 @@ enum Cut {
 }
 
 async fn launch(entry: &Entry, core: &mut Core, idle: Duration) -> Cut {
-    let (ledger, requests) = Ledger::new(core.register(), idle);
+    let (ledger, requests) = Ledger::new(core.launch(), idle);
     let ctx = Context::new(Arc::clone(&ledger));
     let cut = match entry {
         Entry::Asynchronous(run) => {

@@ -10,7 +10,11 @@ use std::{sync::Arc, time::Duration};
 use dormouse_proto::instance::{self, InstanceEvent, client_frame, instance_event};
 use tokio::time::{Instant, timeout_at};
 
-use super::{Cancelled, Ending, Ledger, OpenWait, Phase, State};
+use super::{
+    Ending, Ledger,
+    inbox::Cancelled,
+    state::{OpenWait, Phase, State},
+};
 use crate::{
     error::Result,
     fault::{self, Point},

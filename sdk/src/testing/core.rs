@@ -18,7 +18,7 @@ const EPOCH: i64 = 1_800_000_000_000_000;
 
 /// What a test does to the instance from outside.
 #[derive(Clone, Debug)]
-pub(super) enum Action {
+pub(crate) enum Action {
     Signal { name: String, payload: instance::Payload },
     Cancel,
     Pause,
@@ -27,13 +27,13 @@ pub(super) enum Action {
 
 /// How the instance ended.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Ended {
+pub(crate) enum Ended {
     Completed(instance::Payload),
     Failed(instance::Failure),
 }
 
 /// What becomes of a request.
-pub(super) enum Answer {
+pub(crate) enum Answer {
     Outcome(Box<Outcome>),
     /// The process crashes here, before it hears anything.
     Crash,
@@ -49,7 +49,7 @@ impl Answer {
 
 /// A simulated crash at the n-th checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Crash {
+pub(crate) enum Crash {
     /// It was about to be stored.
     Before(usize),
     /// It is stored, the workflow does not know.
@@ -66,31 +66,31 @@ struct Sent {
 }
 
 #[derive(Debug)]
-pub(super) struct Core {
+pub(crate) struct Core {
     instance_id: String,
     workflow: String,
     input: instance::Payload,
     checkpoints: BTreeMap<Key, instance::StoredCheckpoint>,
     /// Names in the order in which they were stored.
-    pub(super) saved: Vec<Key>,
+    pub(crate) saved: Vec<Key>,
     signals: Vec<Sent>,
     paused: bool,
     cancel: Cancel,
-    pub(super) attempt: u32,
+    pub(crate) attempt: u32,
     wake_reason: &'static str,
     waits: Vec<instance::Wait>,
     /// What is still to be done from outside, the earliest first.
     plan: Vec<(i64, Action)>,
     crashes: Vec<Crash>,
-    pub(super) events: Vec<instance::CustomEvent>,
-    pub(super) progress: Option<instance::Progress>,
-    pub(super) ended: Option<Ended>,
+    pub(crate) events: Vec<instance::CustomEvent>,
+    pub(crate) progress: Option<instance::Progress>,
+    pub(crate) ended: Option<Ended>,
     clock: Instant,
     skipped: Duration,
 }
 
 impl Core {
-    pub(super) fn new(
+    pub(crate) fn new(
         workflow: &str,
         input: instance::Payload,
         plan: &[(Duration, Action)],
@@ -125,14 +125,19 @@ impl Core {
         EPOCH + micros(self.elapsed())
     }
 
-    pub(super) fn elapsed(&self) -> Duration {
+    pub(crate) fn elapsed(&self) -> Duration {
         self.clock.elapsed() + self.skipped
     }
 
     /// The next launch.
-    pub(super) fn register(&mut self) -> instance::Registered {
+    pub(crate) fn launch(&mut self) -> instance::Registered {
         self.attempt += 1;
         self.waits.clear();
+        self.registered()
+    }
+
+    /// What the attempt gets to hear when it registers.
+    pub(crate) fn registered(&self) -> instance::Registered {
         instance::Registered {
             session: 1,
             instance_id: self.instance_id.clone(),
@@ -148,7 +153,7 @@ impl Core {
         }
     }
 
-    pub(super) fn inbox(&self) -> instance::Inbox {
+    pub(crate) fn inbox(&self) -> instance::Inbox {
         let unread = (1..).zip(&self.signals).filter(|(_, signal)| !signal.consumed);
         instance::Inbox {
             paused: self.paused,
@@ -160,33 +165,39 @@ impl Core {
     }
 
     /// How long until the next thing is done from outside.
-    pub(super) fn next_action_in(&self) -> Option<Duration> {
+    pub(crate) fn next_action_in(&self) -> Option<Duration> {
         let (at, _) = self.plan.first()?;
         Some(Duration::from_micros(u64::try_from(at - self.now()).unwrap_or(0)))
     }
 
     /// Does what is due; whether there was anything.
-    pub(super) fn act(&mut self) -> bool {
+    pub(crate) fn act(&mut self) -> bool {
         let now = self.now();
         let due = self.plan.iter().take_while(|(at, _)| *at <= now).count();
-        for (_, action) in self.plan.drain(..due) {
-            match action {
-                Action::Signal { name, payload } => {
-                    self.signals.push(Sent { name, payload, consumed: false });
-                }
-                Action::Cancel => {
-                    self.cancel = self.cancel.max(Cancel::Asked);
-                    self.paused = false;
-                }
-                Action::Pause => self.paused = self.cancel == Cancel::No,
-                Action::Resume => self.paused = false,
-            }
+        let planned: Vec<_> = self.plan.drain(..due).collect();
+        for (_, action) in planned {
+            self.act_now(action);
         }
         due > 0
     }
 
+    /// Does it at once.
+    pub(crate) fn act_now(&mut self, action: Action) {
+        match action {
+            Action::Signal { name, payload } => {
+                self.signals.push(Sent { name, payload, consumed: false });
+            }
+            Action::Cancel => {
+                self.cancel = self.cancel.max(Cancel::Asked);
+                self.paused = false;
+            }
+            Action::Pause => self.paused = self.cancel == Cancel::No,
+            Action::Resume => self.paused = false,
+        }
+    }
+
     /// Moves the clock on until the suspended instance wakes. `Err`: it never will.
-    pub(super) fn sleep_until_wake(&mut self) -> Result<(), String> {
+    pub(crate) fn sleep_until_wake(&mut self) -> Result<(), String> {
         loop {
             self.act();
             if let Some(reason) = self.wake() {
@@ -242,11 +253,11 @@ impl Core {
     }
 
     /// The process crashed; the next launch is at once.
-    pub(super) fn crashed(&mut self) {
+    pub(crate) fn crashed(&mut self) {
         self.wake_reason = "retry";
     }
 
-    pub(super) fn handle(&mut self, operation: &Operation) -> Answer {
+    pub(crate) fn handle(&mut self, operation: &Operation) -> Answer {
         let outcome = match operation {
             Operation::Checkpoint(checkpoint) => return self.checkpoint(checkpoint),
             Operation::GetCheckpoint(get) => {
@@ -282,7 +293,7 @@ impl Core {
         Outcome::Event(instance::EventStored {})
     }
 
-    pub(super) fn is_cancelled(&self) -> bool {
+    pub(crate) fn is_cancelled(&self) -> bool {
         self.cancel == Cancel::Felt
     }
 
