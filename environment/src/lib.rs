@@ -7,6 +7,7 @@
 //! - [`scheduler`]: claims due wakes while slots are free.
 //! - [`supervisor`]: exits, output, adoption after a restart.
 //! - [`management`]: the server that controllers talk to.
+//! - [`service`]: the environment and its management server in one piece.
 //! - [`environment`]: all of these, wired.
 //!
 //! This crate never sees a connection of an instance: that is `dormouse-core`'s server.
@@ -19,4 +20,5 @@ pub mod management;
 pub mod node;
 pub mod process;
 pub mod scheduler;
+pub mod service;
 pub mod supervisor;

@@ -1,0 +1,201 @@
+//! The whole environment in one piece: a node and the management server beside it, on one data
+//! directory. The `dormouse` command runs it next to core in one process, the
+//! `dormouse-environment` binary alone.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    ffi::OsString,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use dormouse_core::store::Store;
+use dormouse_proto::{
+    code::{Code, Coded},
+    identity::Authority,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{
+    environment::{self, Environment, Handle},
+    management::{self, Parts, Server, ThisNode},
+    node::{DataDirectory, default_slots},
+};
+
+/// What an environment is told at its start.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where the management server listens. Port 0: that of the last run, or any.
+    pub listen: SocketAddr,
+    /// Where core is, for the processes.
+    pub core: Core,
+    /// Processes at the same time; none: by cores and memory.
+    pub slots: Option<usize>,
+    /// This process's own environment: some of it is handed on to processes.
+    pub environment: BTreeMap<OsString, OsString>,
+}
+
+/// Where processes find core.
+#[derive(Clone, Debug)]
+pub enum Core {
+    /// "host:port" of its replicas.
+    At(Vec<String>),
+    /// Another process of this machine writes its address into this file, and writes it anew when
+    /// it changes.
+    File(PathBuf),
+}
+
+impl Core {
+    /// The addresses as they are now; none while core is still starting.
+    fn addresses(&self) -> Vec<String> {
+        match self {
+            Self::At(addresses) => addresses.clone(),
+            Self::File(path) => {
+                let text = std::fs::read_to_string(path).unwrap_or_default();
+                text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect()
+            }
+        }
+    }
+}
+
+/// Waits until core has said where it listens: without that nothing can be launched.
+async fn first_addresses(core: &Core) -> Vec<String> {
+    let mut told = false;
+    loop {
+        let addresses = core.addresses();
+        if !addresses.is_empty() {
+            return addresses;
+        }
+        if !told {
+            info!(?core, "waiting for core to say where it listens");
+            told = true;
+        }
+        tokio::time::sleep(LOOK_FOR_CORE / 10).await;
+    }
+}
+
+/// Why an environment does not run (any more).
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The management server.
+    #[error(transparent)]
+    Management(#[from] management::Error),
+    /// The node.
+    #[error(transparent)]
+    Node(#[from] environment::Error),
+}
+
+impl Coded for Error {
+    fn code(&self) -> Code {
+        match self {
+            Self::Management(error) => error.code(),
+            Self::Node(error) => error.code(),
+        }
+    }
+}
+
+/// An environment that is bound, holds its lease, and has adopted what still ran.
+pub struct Service {
+    node: Environment,
+    server: Server,
+    parts: Parts,
+    handle: Handle,
+    core: Core,
+    known_cores: KnownCores,
+}
+
+/// The addresses that processes were told last.
+type KnownCores = Arc<Mutex<Vec<String>>>;
+
+impl Service {
+    /// Waits for core's address, binds the management server, takes the lease, adopts and settles. Within a tokio runtime.
+    pub async fn open(
+        directory: DataDirectory,
+        store: Store,
+        authority: Arc<Authority>,
+        options: Options,
+    ) -> Result<Self, Error> {
+        let address_file = directory.path().join("environment.address");
+        let authority_pem = authority.certificate_pem().to_owned();
+        let server = Server::bind(management::Options::new(options.listen, address_file, authority))?;
+        let cores = first_addresses(&options.core).await;
+        let known_cores = Arc::new(Mutex::new(cores.clone()));
+        let node_options = environment::Options {
+            environment: options.environment,
+            slots: options.slots.unwrap_or_else(default_slots),
+            ..environment::Options::new(server.address().to_string(), cores, authority_pem)
+        };
+        let node = Environment::open(directory, store.clone(), node_options).await?;
+        let handle = node.handle();
+        let parts = Parts {
+            store,
+            images: handle.images.clone(),
+            attempts: handle.attempts.clone(),
+            this_node: describe(handle.clone(), Arc::clone(&known_cores)),
+        };
+        Ok(Self { node, server, parts, handle, core: options.core, known_cores })
+    }
+
+    /// Where the management server listens.
+    pub fn address(&self) -> SocketAddr {
+        self.server.address()
+    }
+
+    /// For whoever runs beside it.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Runs until `shutdown`, or until processes are to be ended ([`Handle::end_processes`]), or
+    /// until trying again cannot help. Controllers are answered until the node has ended.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
+        let Self { node, server, parts, handle, core, known_cores } = self;
+        let node_ended = CancellationToken::new();
+        let node = async {
+            let result = node.run(shutdown).await;
+            node_ended.cancel();
+            result
+        };
+        let follow = node_ended.run_until_cancelled(follow_core(&core, &handle, &known_cores));
+        let (result, (), _) = tokio::join!(node, server.run(parts, node_ended.clone()), follow);
+        Ok(result?)
+    }
+}
+
+/// How soon processes hear that core is somewhere else now.
+const LOOK_FOR_CORE: Duration = Duration::from_secs(1);
+
+/// Keeps the addresses that processes read as they are.
+async fn follow_core(core: &Core, handle: &Handle, known: &KnownCores) -> Infallible {
+    loop {
+        tokio::time::sleep(LOOK_FOR_CORE).await;
+        let now = core.addresses();
+        let changed = !now.is_empty() && *lock(known) != now;
+        if changed {
+            match handle.launcher.replicas().write(&now) {
+                Ok(()) => *lock(known) = now,
+                Err(error) => warn!(%error, "the addresses of core cannot be handed on; trying again"),
+            }
+        }
+    }
+}
+
+fn describe(handle: Handle, cores: KnownCores) -> Arc<dyn Fn() -> ThisNode + Send + Sync> {
+    let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    Arc::new(move || ThisNode {
+        id: handle.node.to_string(),
+        slots: narrow(handle.slots.total()),
+        in_use: narrow(handle.slots.used()),
+        core_address: lock(&cores).join(", "),
+        problems: Vec::new(),
+    })
+}
+
+/// Nothing is left half done under this lock.
+fn lock(known: &Mutex<Vec<String>>) -> MutexGuard<'_, Vec<String>> {
+    known.lock().unwrap_or_else(PoisonError::into_inner)
+}
