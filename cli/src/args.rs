@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dormouse_management_sdk::{ImageRef, Status, Stream, Target, default_data_dir};
@@ -90,6 +90,12 @@ pub(crate) enum Color {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// The whole story in one minute: an audit that is killed, sleeps, and ends right
+    Demo(Demo),
+    /// Run a workflow binary once, durably, with both services in this process
+    Run(Run),
+    /// Run both services until stopped
+    Up(Up),
     /// Push, list and delete workflow binaries
     #[command(subcommand)]
     Image(Image),
@@ -126,12 +132,61 @@ pub(crate) enum Command {
     /// The environments of the cluster
     #[command(subcommand)]
     Node(Node),
-    /// Whether the services are well
-    Health,
     /// What this machine offers, and what to do about what is missing
     Doctor,
-    /// The whole story in one minute: an audit that is killed, sleeps, and ends right
-    Demo(Demo),
+    /// Whether the services are well
+    Health,
+    /// Bring the database's tables up to date; services do it themselves when they start
+    Migrate(Migrate),
+}
+
+/// What the services need; `run` and `up` take all of it.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Services {
+    /// Where core listens for workflows; port 0: that of the last run, or any
+    /// [default: 127.0.0.1:8001, of `run` 127.0.0.1:0]
+    #[arg(long, env = "DORMOUSE_CORE_LISTEN", value_name = "ADDR")]
+    pub(crate) core: Option<SocketAddr>,
+    /// Where the environment listens for controllers; port 0: that of the last run, or any
+    /// [default: 127.0.0.1:8002, of `run` 127.0.0.1:0]
+    #[arg(long, env = "DORMOUSE_ENVIRONMENT_LISTEN", value_name = "ADDR")]
+    pub(crate) environment: Option<SocketAddr>,
+    /// postgres://… of a cluster [default: SQLite in the data directory]
+    #[arg(long, env = "DORMOUSE_DATABASE", value_name = "URL", hide_env_values = true)]
+    pub(crate) database: Option<String>,
+    /// How many workflow processes may live at once [default: by cores and memory]
+    #[arg(long, env = "DORMOUSE_SLOTS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) slots: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Up {
+    #[command(flatten)]
+    pub(crate) services: Services,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The workflow's stdout goes to stdout, its stderr and the progress to stderr. The last line of stdout is
+the workflow's output as JSON. With -o json stdout holds one JSON value, the instance as `get -o json`
+prints it, and the workflow's stdout goes to stderr.
+
+The same command with the same --id continues, whatever was killed in between.")]
+pub(crate) struct Run {
+    /// The workflow binary
+    #[arg(value_name = "BINARY")]
+    pub(crate) binary: PathBuf,
+    /// Which of its workflows; needed only if there are several
+    #[arg(long, value_name = "W")]
+    pub(crate) workflow: Option<String>,
+    /// The input: JSON, @FILE, or - for stdin [default: null, or that of the id]
+    #[arg(long, value_name = "JSON")]
+    pub(crate) input: Option<String>,
+    /// Continue this instance, or start it under this id [default: a new one]
+    #[arg(long, value_name = "ID")]
+    pub(crate) id: Option<String>,
+    #[command(flatten)]
+    pub(crate) services: Services,
 }
 
 #[derive(Debug, Subcommand)]
@@ -225,6 +280,13 @@ pub(crate) struct Demo {
     /// Keep a copy of the manifest here
     #[arg(long, value_name = "FILE")]
     pub(crate) keep: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Migrate {
+    /// postgres://… of a cluster [default: SQLite in the data directory]
+    #[arg(long, env = "DORMOUSE_DATABASE", value_name = "URL", hide_env_values = true)]
+    pub(crate) database: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -359,6 +421,11 @@ mod tests {
     #[test]
     fn every_command_of_the_guide_is_understood() {
         for line in [
+            "demo",
+            "run ./fixity --workflow w --input {} --id a --data-dir /tmp/d",
+            "up --data-dir d --database postgres://h/d --core 127.0.0.1:0 --environment 127.0.0.1:0",
+            "doctor",
+            "migrate",
             "image push ./b --name n --version 1",
             "image list",
             "image get n:1",

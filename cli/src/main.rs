@@ -9,6 +9,7 @@
 mod args;
 mod commands;
 mod exit;
+mod local;
 mod output;
 
 use std::process::ExitCode;
@@ -17,19 +18,24 @@ use anstyle::{AnsiColor, Color as Ansi, Style};
 use clap::Parser;
 
 use crate::{
-    args::{Cli, Color},
+    args::{Cli, Color, Command},
     exit::{Exit, sentence},
     output::{ReaderGone, say},
 };
 
 fn main() -> ExitCode {
+    // This very file is also an image: the demo pushes it and launches its workflow.
+    let image = dormouse_sdk::image!(dormouse_examples::fixity);
+    if dormouse_sdk::launched() {
+        image.run();
+    }
     let cli = Cli::parse();
     match cli.global.color {
         Color::Auto => {}
         Color::Always => anstream::ColorChoice::Always.write_global(),
         Color::Never => anstream::ColorChoice::Never.write_global(),
     }
-    log_to_stderr(cli.global.verbose);
+    log_to_stderr(cli.global.verbose, matches!(cli.command, Command::Up(_)));
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -44,9 +50,11 @@ fn main() -> ExitCode {
 }
 
 async fn run(cli: Cli) -> Exit {
+    // Services and processes are to be ended in order, which these do themselves.
+    let ends_in_order = matches!(cli.command, Command::Run(_) | Command::Up(_));
     let outcome = tokio::select! {
         outcome = commands::execute(cli) => outcome,
-        Ok(()) = tokio::signal::ctrl_c() => return Exit::Interrupted,
+        Ok(()) = tokio::signal::ctrl_c(), if !ends_in_order => return Exit::Interrupted,
     };
     match outcome {
         Ok(exit) => exit,
@@ -60,11 +68,12 @@ async fn run(cli: Cli) -> Exit {
     }
 }
 
-/// `RUST_LOG` decides if it is set; otherwise warnings, and more with each `-v`.
-fn log_to_stderr(verbose: u8) {
+/// `RUST_LOG` decides if it is set; otherwise warnings, and more with each `-v`. Whoever starts
+/// services wants to see what they do.
+fn log_to_stderr(verbose: u8, services: bool) {
     use tracing_subscriber::{EnvFilter, fmt};
 
-    let default = match verbose {
+    let default = match verbose.saturating_add(u8::from(services)) {
         0 => "warn,dormouse=warn",
         1 => "info",
         2 => {

@@ -30,10 +30,16 @@ struct Args {
     #[arg(long, env = "DORMOUSE_DATABASE", value_name = "URL", hide_env_values = true)]
     database: Option<String>,
     /// Where to listen for controllers; with port 0 that of the last run, or any
-    #[arg(long, env = "DORMOUSE_ENVIRONMENT_ADDRESS", value_name = "ADDR", default_value = "127.0.0.1:8002")]
-    environment: SocketAddr,
+    #[arg(
+        long,
+        visible_alias = "environment",
+        env = "DORMOUSE_ENVIRONMENT_LISTEN",
+        value_name = "ADDR",
+        default_value = "127.0.0.1:8002"
+    )]
+    listen: SocketAddr,
     /// Where core is; may repeat [default: what core wrote into the data directory]
-    #[arg(long, env = "DORMOUSE_CORE_ADDRESS", value_name = "HOST:PORT", value_delimiter = ',')]
+    #[arg(long, env = "DORMOUSE_CORE", value_name = "HOST:PORT", value_delimiter = ',')]
     core: Vec<String>,
     /// How many workflow processes may live at once [default: by cores and memory]
     #[arg(long, env = "DORMOUSE_SLOTS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
@@ -79,7 +85,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     };
     let store = Store::open(dormouse_core::store::Options::new(database)).await?;
     let options = Options {
-        listen: args.environment,
+        listen: args.listen,
         core,
         slots: args.slots.and_then(|slots| usize::try_from(slots).ok()),
         environment: std::env::vars_os().collect(),

@@ -18,6 +18,8 @@ mod history;
 mod image;
 mod instance;
 mod logs;
+mod run;
+mod services;
 mod start;
 mod steer;
 mod wait;
@@ -26,6 +28,10 @@ mod wait;
 pub(crate) async fn execute(cli: Cli) -> anyhow::Result<Exit> {
     let ctx = Ctx { screen: Screen { format: cli.global.output }, global: cli.global };
     match cli.command {
+        Command::Run(args) => run::run(&ctx, args).await,
+        Command::Up(args) => services::up(&ctx, args).await,
+        Command::Doctor => doctor::doctor(&ctx).await,
+        Command::Migrate(args) => services::migrate(&ctx, args).await,
         Command::Image(args) => image::image(&ctx, args).await,
         Command::Start(args) => start::start(&ctx, args).await,
         Command::Get(args) => instance::get(&ctx, &args.id).await,
@@ -44,7 +50,6 @@ pub(crate) async fn execute(cli: Cli) -> anyhow::Result<Exit> {
         Command::Delete(args) => steer::delete(&ctx, &args.id).await,
         Command::Node(crate::args::Node::List) => health::nodes(&ctx).await,
         Command::Health => health::health(&ctx).await,
-        Command::Doctor => doctor::doctor(&ctx).await,
         Command::Demo(args) => demo::demo(args).await,
     }
 }

@@ -101,6 +101,11 @@ impl Bar {
         }
         self.0.set_message(line);
     }
+
+    /// Runs `print` with the line out of the way.
+    pub(crate) fn suspend<T>(&self, print: impl FnOnce() -> T) -> T {
+        self.0.suspend(print)
+    }
 }
 
 impl Drop for Bar {

@@ -1,0 +1,121 @@
+//! Both services in this process, on one data directory: what `run` and `up` are made of.
+//!
+//! The order of the start: the directory's lock, the certificates, the store, core, and then the
+//! environment, which adopts what still runs and only then launches. The end is the other way
+//! round, so that a process can store its last words while it is being ended.
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+
+use anyhow::Context as _;
+use dormouse_core::{
+    server::{self, Server},
+    store::{self, Database, Store},
+};
+use dormouse_environment::{
+    environment::Handle,
+    node::{DataDirectory, DirectoryError},
+    service::{self, Core, Service},
+};
+use dormouse_proto::identity::Authority;
+use tokio_util::sync::CancellationToken;
+
+/// What the services are told.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    /// Where everything is kept.
+    pub(crate) data_dir: PathBuf,
+    /// Where core listens; port 0: that of the last run, or any.
+    pub(crate) core: SocketAddr,
+    /// Where the environment listens; port 0: that of the last run, or any.
+    pub(crate) environment: SocketAddr,
+    /// A URL; none: SQLite in the data directory.
+    pub(crate) database: Option<String>,
+    /// Processes at the same time; none: by cores and memory.
+    pub(crate) slots: Option<u32>,
+}
+
+/// Services that are bound, have adopted what still ran, and are ready to run.
+pub(crate) struct Local {
+    core: Server,
+    service: Service,
+    store: Store,
+}
+
+impl Local {
+    /// Opens everything. `None`: other services hold the data directory.
+    pub(crate) async fn open(options: Options) -> anyhow::Result<Option<Self>> {
+        let data_dir = options.data_dir.clone();
+        let locked = tokio::task::spawn_blocking(move || DataDirectory::lock(&data_dir)).await?;
+        let directory = match locked {
+            Ok(directory) => directory,
+            Err(DirectoryError::Held { .. }) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let pki = directory.path().join("pki");
+        let authority = tokio::task::spawn_blocking(move || Authority::open_or_create(&pki)).await??;
+        let authority = Arc::new(authority);
+        let database = database(options.database.as_deref(), directory.path())?;
+        let store = Store::open(store::Options::new(database)).await?;
+        let core_options =
+            server::Options::new(options.core, directory.path().join("core.address"), Arc::clone(&authority));
+        let core = Server::bind(core_options, store.clone())?;
+        let service_options = service::Options {
+            listen: options.environment,
+            core: Core::At(vec![core.handle().address().to_string()]),
+            slots: options.slots.and_then(|slots| usize::try_from(slots).ok()),
+            environment: std::env::vars_os().collect(),
+        };
+        let service = Service::open(directory, store.clone(), authority, service_options).await?;
+        Ok(Some(Self { core, service, store }))
+    }
+
+    /// Where core listens.
+    pub(crate) fn core_address(&self) -> SocketAddr {
+        self.core.handle().address()
+    }
+
+    /// Where the environment listens.
+    pub(crate) fn environment_address(&self) -> SocketAddr {
+        self.service.address()
+    }
+
+    /// What the rows are in: `sqlite` or `postgres`.
+    pub(crate) fn database(&self) -> &'static str {
+        self.store.kind().as_str()
+    }
+
+    /// To end processes together with the services.
+    pub(crate) fn handle(&self) -> Handle {
+        self.service.handle()
+    }
+
+    /// Runs both until `shutdown`, or until processes are to be ended, or until one of them
+    /// cannot go on.
+    pub(crate) async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let Self { core, service, store } = self;
+        let core_may_end = CancellationToken::new();
+        let environment = async {
+            let ended = service.run(shutdown.clone()).await;
+            core_may_end.cancel();
+            ended
+        };
+        let core = async {
+            let ended = core.run(core_may_end.clone()).await;
+            // Without core nothing can be launched that would get anywhere.
+            shutdown.cancel();
+            ended
+        };
+        let (environment, core) = tokio::join!(environment, core);
+        store.close().await;
+        core.context("core cannot go on")?;
+        environment.context("the environment cannot go on")
+    }
+}
+
+/// The database that was named, or the one in the data directory.
+pub(crate) fn database(url: Option<&str>, data_dir: &std::path::Path) -> anyhow::Result<Database> {
+    match url.filter(|url| !url.is_empty()) {
+        Some(url) => Ok(Database::parse(url)?),
+        None => Ok(Database::Sqlite(data_dir.join("dormouse.db"))),
+    }
+}
