@@ -14,7 +14,9 @@
 
 use std::{
     ffi::OsString,
-    fmt, fs, io,
+    fmt,
+    fs::{self, File},
+    io::{self, Write},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::SystemTime,
@@ -81,17 +83,20 @@ impl AttemptDirectory {
         self.path.join(stream.as_str())
     }
 
-    /// Makes the process known: complete or not there at all. Not flushed to the disk: after a
-    /// power cut no process of this boot lives.
+    /// Makes the process known, in one write of less than a page: whoever kills this service
+    /// leaves it whole or empty, and empty is as good as not there. So no rename is needed, and
+    /// every change of a directory counts in a launch. Not flushed to the disk: after a power cut
+    /// no process of this boot lives.
     pub fn write_record(&self, record: &ProcessRecord) -> io::Result<()> {
-        let new = self.path.join("process.json.new");
-        fs::write(&new, serde_json::to_vec(record)?)?;
-        fs::rename(&new, self.record())
+        let text = serde_json::to_vec(record)?;
+        let n = File::create(self.record())?.write(&text)?;
+        if n == text.len() { Ok(()) } else { Err(io::ErrorKind::StorageFull.into()) }
     }
 
     /// Who runs here; `None` if nobody was made known.
     pub fn load_record(&self) -> io::Result<Option<ProcessRecord>> {
         match fs::read(self.record()) {
+            Ok(bytes) if bytes.is_empty() => Ok(None),
             Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e),
@@ -171,7 +176,7 @@ impl Attempts {
         let directory = self.directory(id);
         match fs::create_dir(&directory.path) {
             Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && !directory.record().exists() => {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && directory.load_record()?.is_none() => {
                 fs::remove_dir_all(&directory.path)?;
                 fs::create_dir(&directory.path)?;
             }
@@ -358,8 +363,6 @@ fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
-
     use super::*;
 
     fn id(name: &str, attempt: u32) -> AttemptId {

@@ -146,13 +146,15 @@ fn launch_in(
     let files = |source| LaunchError::Files { path: directory.path.display().to_string(), source };
     let (reader, mut document) = document_pipe(spec.document.len()).map_err(files)?;
     let descriptors = [
-        File::open("/dev/null").map_err(files)?.into(),
-        append_only(&directory.stream(Stream::Stdout)).map_err(files)?,
-        append_only(&directory.stream(Stream::Stderr)).map_err(files)?,
-        reader,
-        site.replicas.reader().map_err(files)?.into(),
+        raise(File::open("/dev/null").map_err(files)?)?,
+        raise(append_only(&directory.stream(Stream::Stdout)).map_err(files)?)?,
+        raise(append_only(&directory.stream(Stream::Stderr)).map_err(files)?)?,
+        raise(reader)?,
+        raise(site.replicas.reader().map_err(files)?)?,
     ];
-    let Spawned { pid, pidfd } = spawn(spec, image, descriptors, directory)?;
+    let Spawned { pid, pidfd } = spawn(spec, image, &descriptors, directory)?;
+    // The process alone reads: should it end before, the pipe says so.
+    drop(descriptors);
     fault::point("launch.spawned");
 
     // From here on every way out closes the pipe: a process without its document leaves.
@@ -173,6 +175,7 @@ fn launch_in(
     if let Err(source) = written {
         drop(document);
         kill_unwatched(&pidfd);
+        let _gone = std::fs::remove_file(directory.record());
         return Err(LaunchError::HandOver { what: "its process.json could not be written", source });
     }
     fault::point("launch.recorded");
@@ -203,21 +206,17 @@ pub(crate) fn kill_unwatched(pidfd: &OwnedFd) {
 fn spawn(
     spec: &Spec,
     image: &File,
-    descriptors: [OwnedFd; 5],
+    descriptors: &[OwnedFd; 5],
     directory: &AttemptDirectory,
 ) -> Result<Spawned, LaunchError> {
-    let prepare = |source: io::Error| SpawnError { step: Step::Descriptors, source };
-    // Above every number that the child assigns.
-    let raise = |fd: OwnedFd| rustix::io::fcntl_dupfd_cloexec(&fd, 10).map_err(|e| prepare(e.into()));
-    let [input, output, errors, document, addresses] = descriptors;
-    let raised = [raise(input)?, raise(output)?, raise(errors)?, raise(document)?, raise(addresses)?];
-    let work =
-        rustix::fs::open(directory.work(), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|e| SpawnError { step: Step::Directory, source: e.into() })?;
+    let work = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let work = rustix::fs::open(directory.work(), work, Mode::empty())
+        .map_err(|e| SpawnError { step: Step::Directory, source: e.into() })?;
+    let (image, work) = (raise(image)?, raise(&work)?);
     let limits = spec.limits.map(|(limit, value)| (limit, within_own(limit, value)));
     let plan = Plan {
         image: image.as_fd(),
-        descriptors: raised.each_ref().map(AsFd::as_fd),
+        descriptors: descriptors.each_ref().map(AsFd::as_fd),
         directory: work.as_fd(),
         arguments: &spec.arguments,
         environment: &spec.environment,
@@ -233,6 +232,13 @@ fn spawn(
             other => return Ok(other?),
         }
     }
+}
+
+/// A copy above every number that the child assigns: else it would overwrite one of its sources
+/// before it is used. A service whose low numbers happen to be taken would not notice.
+fn raise(fd: impl AsFd) -> Result<OwnedFd, SpawnError> {
+    rustix::io::fcntl_dupfd_cloexec(fd, sys::RAISED_FROM)
+        .map_err(|e| SpawnError { step: Step::Descriptors, source: e.into() })
 }
 
 /// A service without privileges cannot raise what it was given.
@@ -255,6 +261,6 @@ fn document_pipe(bytes: usize) -> io::Result<(OwnedFd, File)> {
     Ok((reader, File::from(writer)))
 }
 
-fn append_only(path: &Path) -> io::Result<OwnedFd> {
-    Ok(OpenOptions::new().create_new(true).append(true).mode(0o600).open(path)?.into())
+fn append_only(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create_new(true).append(true).mode(0o600).open(path)
 }

@@ -34,11 +34,15 @@ pub(super) const ADDRESSES_FD: RawFd = 4;
 const IMAGE_FD: RawFd = 5;
 const CLOSED_FROM: RawFd = 6;
 
+/// Every descriptor of a [`Plan`] is this or higher.
+pub(super) const RAISED_FROM: RawFd = 10;
+
 /// Everything that the child does, ready made: after the clone nothing is allocated.
 pub(super) struct Plan<'a> {
-    /// The verified file.
+    /// The verified file. This and the other descriptors are not below [`RAISED_FROM`], so that
+    /// none is overwritten while the child arranges its own.
     pub(super) image: BorrowedFd<'a>,
-    /// Become 0, 1, 2, 3 and 4. Each is above 9, so that none is overwritten by another.
+    /// Become 0, 1, 2, 3 and 4.
     pub(super) descriptors: [BorrowedFd<'a>; 5],
     /// The working directory.
     pub(super) directory: BorrowedFd<'a>,
@@ -145,6 +149,10 @@ const STACK_BYTES: usize = 64 * 1024;
 /// Launches the plan. Blocks until the image runs (below a millisecond) or has failed to; in the
 /// latter case no process is left. To be called off the async threads.
 pub(super) fn spawn(plan: &Plan<'_>) -> Result<Spawned, SpawnError> {
+    let all = plan.descriptors.iter().chain([&plan.image, &plan.directory]);
+    if all.map(AsRawFd::as_raw_fd).any(|fd| fd < RAISED_FROM) {
+        return Err(SpawnError { step: Step::Descriptors, source: io::ErrorKind::InvalidInput.into() });
+    }
     let arguments = pointers(plan.arguments);
     let environment = pointers(plan.environment);
     let limits: Vec<_> = plan.limits.iter().map(|(limit, value)| rlimit(*limit, *value)).collect();

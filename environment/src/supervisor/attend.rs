@@ -24,7 +24,11 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
-use super::{Options, exit::Process, logs::Keeper};
+use super::{
+    Options,
+    exit::Process,
+    logs::{self, Keeper},
+};
 use crate::{
     attempts::{AttemptId, Attempts},
     launcher::{Launch, LaunchError, Launcher},
@@ -279,6 +283,7 @@ impl Attend {
         };
         fault::point("supervisor.exit_told");
         if told {
+            logs::trim_all(self.shared.attempts.directory(&self.id), self.shared.options.stream_bytes).await;
             put_away(self.shared.attempts.clone(), self.id).await;
             fault::point("supervisor.put_away");
         }

@@ -12,6 +12,7 @@ use std::{
         unix::fs::FileExt,
     },
     path::Path,
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
@@ -97,7 +98,7 @@ impl Process {
     ) -> Result<Self, (OwnedFd, io::Error)> {
         let pidfd = sys::watch(pidfd)?;
         let since = Instant::now();
-        Ok(Self { id, directory, pidfd, out_of_memory_kills: out_of_memory_kills(), since })
+        Ok(Self { id, directory, pidfd, out_of_memory_kills: recent_out_of_memory_kills(), since })
     }
 
     /// Which process.
@@ -244,6 +245,21 @@ impl Process {
         use rustix::process::{WaitId, WaitIdOptions, waitid};
         let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         waitid(WaitId::PidFd(self.pidfd.get_ref().as_fd()), look).is_ok()
+    }
+}
+
+/// The count at a process's start. Reading it is slow, as such counters go, so a count of the
+/// last second will do for a process that starts now.
+fn recent_out_of_memory_kills() -> Option<u64> {
+    static RECENT: Mutex<Option<(Instant, Option<u64>)>> = Mutex::new(None);
+    let mut recent = RECENT.lock().unwrap_or_else(PoisonError::into_inner);
+    match *recent {
+        Some((at, count)) if at.elapsed() < Duration::from_secs(1) => count,
+        _ => {
+            let count = out_of_memory_kills();
+            *recent = Some((Instant::now(), count));
+            count
+        }
     }
 }
 

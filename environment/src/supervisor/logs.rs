@@ -226,6 +226,16 @@ impl Keeper {
     }
 }
 
+/// Holds an ended attempt's files to their limit, before they are put away.
+pub(super) async fn trim_all(directory: AttemptDirectory, limit: u64) {
+    let trimmed = tokio::task::spawn_blocking(move || {
+        Stream::ALL.into_iter().try_for_each(|stream| trim(&directory.stream(stream), limit).map(drop))
+    });
+    if let Err(error) = trimmed.await.map_err(io::Error::other).flatten() {
+        tracing::warn!(%error, "output files cannot be held to their limit");
+    }
+}
+
 /// Holds a growing file to its limit; answers how many bytes were dropped now. Blocking.
 pub fn trim(path: &Path, limit: u64) -> io::Result<u64> {
     let file = match OpenOptions::new().write(true).read(true).open(path) {

@@ -68,7 +68,10 @@ async fn a_record_that_is_no_record_holds_nobody_up() {
     let directory = bench.attempts.create(&id("odd")).expect("made");
     fs::write(directory.record(), "not JSON").expect("written");
     bench.attempts.create(&id("cut-off")).expect("made");
+    // As after a power cut, or a kill between making and writing it.
+    fs::write(bench.attempts.create(&id("empty")).expect("made").record(), "").expect("written");
     assert!(adopt(&bench.attempts).expect("adopted").is_empty());
     assert!(directory.path.exists(), "what is not understood is not removed");
     assert!(!bench.directory("cut-off").path.exists(), "a launch that was cut off is removed");
+    assert!(!bench.directory("empty").path.exists(), "an empty record is none");
 }

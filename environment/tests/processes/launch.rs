@@ -71,6 +71,21 @@ async fn a_process_reads_addresses_that_change_while_it_runs_but_cannot_write_th
     assert_eq!(fs::read_to_string(bench.data.join("replicas")).expect("readable").lines().count(), 1);
 }
 
+/// The child puts its own descriptors at 0 to 5: whatever numbers the service's happen to have,
+/// none may be overwritten before it is used.
+#[tokio::test]
+async fn a_launch_works_whatever_low_numbers_are_free() {
+    let bench = Bench::new();
+    let mut held = Vec::new();
+    for n in 0..12 {
+        // One more low number is taken each time, so each descriptor of a launch gets each.
+        let process = bench.launch(&format!("numbers-{n}"), "exit:7").await;
+        process.ended().await.expect("watched");
+        assert_eq!(process.collect().await.expect("collected").report.reason, ExitReason::Code(7));
+        held.push(fs::File::open("/dev/null").expect("opened"));
+    }
+}
+
 #[tokio::test]
 async fn the_record_names_the_process_before_it_gets_its_document() {
     let bench = Bench::new();

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    os::unix::process::ExitStatusExt,
+    os::unix::{fs::MetadataExt, process::ExitStatusExt},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -367,6 +367,21 @@ async fn processes_that_are_ended_with_the_service_are_no_crashes() {
     let instance = node.store.instance(&tenant(), &instance_id("interrupted")).await.expect("there");
     assert_eq!((instance.life.status(), instance.life.crashes), (Status::Suspended, 0));
     node.store.close().await;
+}
+
+#[tokio::test]
+async fn output_is_held_to_its_limit_also_if_it_came_all_at_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut options = options(16);
+    options.supervisor.stream_bytes = 64 << 10;
+    let node = Node::open(&folder.path().join("data"), options).await;
+    node.start("flood", "flood:4096").await;
+    node.until_instance("flood", "an ending", has_ended).await;
+    node.idle().await;
+    let output = fs::metadata(node.data.join("outputs/flood/1.stdout")).expect("kept");
+    assert_eq!(output.len(), (4 << 20) + 4, "offsets stay true");
+    assert!(output.blocks() * 512 <= (64 << 10) + 4096, "{} bytes on disk", output.blocks() * 512);
+    node.leave().await;
 }
 
 /// Not a test of its own: the service that [`killed_anywhere_everything_heals`] kills.
