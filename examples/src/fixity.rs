@@ -1,10 +1,10 @@
 //! A fixity audit, as archives do it: hash every file of a tree, write a manifest.
 //!
 //! Each file is a step of its own, found again by its path, so a killed audit goes on where
-//! it was. The list of files is not saved: it is cheap to walk the tree again, and a list of
-//! tens of thousands of names would not fit into one checkpoint. A file that changes while
-//! it is audited, or afterwards during the settling time, fails the audit: a manifest that
-//! was true for no moment is worth nothing.
+//! it was. The list of files is not saved, only its digest: it is cheap to walk the tree again,
+//! and a list of tens of thousands of names would not fit into one checkpoint. A file that
+//! appears, vanishes or changes before the manifest is written, in this launch or between two,
+//! fails the audit: a manifest that was true for no moment is worth nothing.
 
 use std::{
     collections::BTreeMap,
@@ -78,6 +78,12 @@ pub async fn fixity(ctx: Context, audit: Audit) -> Result<Report> {
     }
     let tree = walk(&audit)?;
     let total = tree.files.len() as u64;
+    let listed = ctx.step("list", async || tree.listing(ctx.attempt())).await?;
+    if listed != tree.digest() {
+        let message =
+            format!("files in {} came or went during the audit; {STAND_STILL}", audit.root.display());
+        return Err(Failure::new("TREE_CHANGED", message).permanent());
+    }
     let done = std::sync::atomic::AtomicU64::new(0);
     let hashed: BTreeMap<PathBuf, Hashed> = stream::iter(tree.files)
         .map(|path| {
@@ -94,7 +100,6 @@ pub async fn fixity(ctx: Context, audit: Audit) -> Result<Report> {
         .await?;
     if audit.settle_seconds > 0 {
         ctx.sleep("settle", Duration::from_secs(audit.settle_seconds)).await?;
-        hashed.iter().try_for_each(|(path, hashed)| unchanged(path, hashed))?;
     }
     let bytes = hashed.values().map(|hashed| hashed.bytes).sum();
     let manifest_sha256 = write_step(&ctx, &audit.manifest, hashed).await?;
@@ -117,6 +122,8 @@ async fn hash_step(ctx: &Context, path: &Path, root: &Path, pace: Duration) -> R
 async fn write_step(ctx: &Context, manifest: &Path, hashed: BTreeMap<PathBuf, Hashed>) -> Result<String> {
     let (attempt, manifest) = (ctx.attempt(), manifest.to_owned());
     ctx.step_blocking("write-manifest", move || {
+        // In the same step: once the manifest is written, the tree may live on.
+        hashed.iter().try_for_each(|(path, hashed)| unchanged(path, hashed))?;
         let sha256 = write(&manifest, &hashed).map_err(|error| at(&manifest, &error))?;
         side_file::ran(attempt, "write-manifest")?;
         Ok::<_, Failure>(sha256)
@@ -128,6 +135,24 @@ struct Tree {
     /// Sorted by their bytes, so that the manifest is the same each time.
     files: Vec<PathBuf>,
     skipped: u64,
+}
+
+impl Tree {
+    /// The step that fixes what is audited.
+    fn listing(&self, attempt: u32) -> Result<String> {
+        side_file::ran(attempt, "list")?;
+        Ok(self.digest())
+    }
+
+    fn digest(&self) -> String {
+        let mut sha256 = Sha256::new();
+        for file in &self.files {
+            sha256.update(file.as_os_str().as_bytes());
+            // No name contains it, so no two lists read alike.
+            sha256.update([0]);
+        }
+        format!("{:x}", sha256.finalize())
+    }
 }
 
 /// Every regular file below the root, but for the manifest; links are not followed.
@@ -241,23 +266,25 @@ fn key(path: &Path) -> String {
     if key.len() > 1000 { format!("%hash:{:x}", Sha256::digest(key.as_bytes())) } else { key }
 }
 
+/// What to do about a tree that moves.
+const STAND_STILL: &str = "audit a tree that stands still";
+
 fn refused(message: String) -> Failure {
     Failure::new("INVALID_INPUT", message).permanent()
 }
 
 fn at(path: &Path, error: &io::Error) -> Failure {
     match error.kind() {
-        io::ErrorKind::NotFound => Failure::new(
-            "FILE_VANISHED",
-            format!("{} is not there; audit a tree that stands still", path.display()),
-        )
-        .permanent(),
+        io::ErrorKind::NotFound => {
+            Failure::new("FILE_VANISHED", format!("{} is not there; {STAND_STILL}", path.display()))
+                .permanent()
+        }
         _ => Failure::new("FILE_UNREADABLE", format!("{}: {error}", path.display())),
     }
 }
 
 fn changed(path: &Path) -> Failure {
-    let message = format!("{} changed while it was audited; audit a tree that stands still", path.display());
+    let message = format!("{} changed while it was audited; {STAND_STILL}", path.display());
     Failure::new("FILE_CHANGED", message).permanent()
 }
 

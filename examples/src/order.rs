@@ -66,91 +66,106 @@ pub struct Receipt {
 
 /// Takes an order from its reservation to its receipt.
 pub async fn order(ctx: Context, order: Order) -> Result<Receipt> {
-    let services = Services { ledger: order.ledger.clone(), attempt: ctx.attempt() };
-    let hold = ctx.step("reserve", || services.reserve(&ctx, &order)).await?;
-
-    let charged = ctx
-        .step_with("charge", |this| services.charge(&ctx, &order, this.number() > order.bank_outages))
-        .retry(Retry::exponential().attempts(5))
-        .await;
-    let payment = match charged {
-        Ok(payment) => payment,
-        Err(failure) => {
-            services.undo(&ctx, &hold, None).await?;
-            return Err(failure);
+    let services = Services { ctx: &ctx, order: &order };
+    let status = services.deliver().await;
+    let tracking = match &status {
+        Ok(Status::Shipped { tracking }) => Some(tracking.clone()),
+        // Refused, too late, cancelled or failed: nothing of it may stay.
+        Ok(Status::Refused | Status::TimedOut) | Err(_) => {
+            services.undo().await?;
+            None
         }
     };
+    let status = match status? {
+        Status::Shipped { .. } => "shipped",
+        Status::Refused => "refused",
+        Status::TimedOut => "timed_out",
+    };
+    let charged_cents = if tracking.is_some() { order.amount_cents } else { 0 };
+    Ok(Receipt { number: order.number.clone(), status: status.to_owned(), tracking, charged_cents })
+}
 
-    let within = Duration::from_secs(order.approval_within_seconds);
-    let approval = ctx.signal::<Approval>("approval").within(within).await;
-    let status = match approval {
-        Ok(Some(Approval { granted: true })) => "shipped",
-        Ok(Some(Approval { granted: false })) => "refused",
-        Ok(None) => "timed_out",
-        Err(failure) => {
-            // Cancelled: clean up like a refusal, then say so.
-            services.undo(&ctx, &hold, Some(&payment)).await?;
-            return Err(failure);
-        }
-    };
-    let mut receipt = Receipt {
-        number: order.number.clone(),
-        status: status.to_owned(),
-        tracking: None,
-        charged_cents: order.amount_cents,
-    };
-    if status == "shipped" {
-        receipt.tracking = Some(ctx.step("ship", || services.ship(&ctx, &hold)).await?);
-    } else {
-        services.undo(&ctx, &hold, Some(&payment)).await?;
-        receipt.charged_cents = 0;
-    }
-    Ok(receipt)
+enum Status {
+    Shipped { tracking: String },
+    Refused,
+    TimedOut,
 }
 
 /// The three services behind the order.
-struct Services {
-    ledger: Option<PathBuf>,
-    attempt: u32,
+struct Services<'a> {
+    ctx: &'a Context,
+    order: &'a Order,
+}
+
+impl Services<'_> {
+    async fn deliver(&self) -> Result<Status> {
+        let (ctx, order) = (self.ctx, self.order);
+        let hold = ctx.step("reserve", || self.reserve()).await?;
+        let payment = ctx
+            .step_with("charge", |this| self.charge(this.number()))
+            .retry(Retry::exponential().attempts(5))
+            .await?;
+        let within = Duration::from_secs(order.approval_within_seconds);
+        match ctx.signal::<Approval>("approval").within(within).await? {
+            Some(Approval { granted: true }) => {}
+            Some(Approval { granted: false }) => return Ok(Status::Refused),
+            None => return Ok(Status::TimedOut),
+        }
+        let tracking = ctx.step("ship", || self.ship(&hold, &payment)).await?;
+        Ok(Status::Shipped { tracking })
+    }
+
+    /// Undoes whatever was done, the newest first. Each service is asked, and knows by the
+    /// idempotency key: a step whose result was lost has had its effect all the same.
+    async fn undo(&self) -> Result<()> {
+        for (undo, effect) in [("recall", "ship"), ("refund", "charge"), ("release", "reserve")] {
+            self.ctx.step(undo, || self.revoke(undo, effect)).retry(Retry::exponential()).await?;
+        }
+        Ok(())
+    }
 }
 
 #[expect(clippy::unused_async, reason = "real services are asked over a network")]
-impl Services {
-    async fn reserve(&self, ctx: &Context, order: &Order) -> Result<String> {
-        if order.quantity == 0 {
+impl Services<'_> {
+    async fn reserve(&self) -> Result<String> {
+        let Order { quantity, item, .. } = self.order;
+        if *quantity == 0 {
             return Err(Failure::new("NOTHING_ORDERED", "quantity is 0; order at least 1").permanent());
         }
-        self.effect(ctx, "reserve", &format!("{} x {}", order.quantity, order.item))
+        self.effect("reserve", &format!("{quantity} x {item}"))
     }
 
-    async fn charge(&self, ctx: &Context, order: &Order, reachable: bool) -> Result<String> {
-        if !reachable {
+    async fn charge(&self, number: u32) -> Result<String> {
+        if number <= self.order.bank_outages {
             return Err(Failure::new("BANK_UNREACHABLE", "the bank does not answer; it is tried again"));
         }
-        self.effect(ctx, "charge", &format!("{} cents", order.amount_cents))
+        self.effect("charge", &format!("{} cents", self.order.amount_cents))
     }
 
-    async fn ship(&self, ctx: &Context, hold: &str) -> Result<String> {
-        self.effect(ctx, "ship", hold)
+    async fn ship(&self, hold: &str, payment: &str) -> Result<String> {
+        self.effect("ship", &format!("{hold} for {payment}"))
     }
 
-    /// Gives the money back, then the goods; each is a step, so an undo that is killed goes on.
-    async fn undo(&self, ctx: &Context, hold: &str, payment: Option<&str>) -> Result<()> {
-        if let Some(payment) = payment {
-            ctx.step("refund", async || self.effect(ctx, "refund", payment)).await?;
+    /// Undoes an effect, if there was one.
+    async fn revoke(&self, undo: &str, effect: &str) -> Result<Option<String>> {
+        let key = self.ctx.idempotency_key(effect, "");
+        let done =
+            self.order.ledger.as_ref().is_none_or(|ledger| ledger.join(format!("{effect}-{key}")).exists());
+        if done {
+            return self.effect(undo, &format!("{effect}-{key}")).map(Some);
         }
-        ctx.step("release", async || self.effect(ctx, "release", hold)).await?;
-        Ok(())
+        side_file::ran(self.ctx.attempt(), undo)?;
+        Ok(None)
     }
 
     /// Does something outside, once for each idempotency key, and answers its reference.
-    fn effect(&self, ctx: &Context, step: &str, what: &str) -> Result<String> {
-        let reference = ctx.idempotency_key(step, "");
-        if let Some(ledger) = &self.ledger {
+    fn effect(&self, step: &str, what: &str) -> Result<String> {
+        let reference = self.ctx.idempotency_key(step, "");
+        if let Some(ledger) = &self.order.ledger {
             book(ledger, step, &reference, what)
                 .map_err(|error| Failure::new("LEDGER", format!("{}: {error}", ledger.display())))?;
         }
-        side_file::ran(self.attempt, step)?;
+        side_file::ran(self.ctx.attempt(), step)?;
         Ok(format!("{step}-{reference}"))
     }
 }

@@ -178,3 +178,69 @@ fn the_sample_inputs_are_inputs() {
     serde_json::from_str::<Order>(&read("order.json")).expect("order");
     serde_json::from_str::<Batch>(&read("batch.json")).expect("batch");
 }
+
+#[tokio::test]
+async fn files_that_come_or_go_between_two_launches_fail_the_audit() {
+    for (case, expected) in [("gone", "TREE_CHANGED"), ("new", "TREE_CHANGED"), ("other", "FILE_CHANGED")] {
+        let stage = tempfile::tempdir().expect("a folder");
+        let (root, manifest) = (stage.path().join("tree"), stage.path().join("manifest"));
+        tree(&root);
+        let input = audit(&root, &manifest);
+        let between = move |ctx: Context, audit: Audit| {
+            if ctx.attempt() == 2 {
+                let file = root.join("folder 1/with space");
+                let changed = match case {
+                    "gone" => fs::remove_file(file),
+                    "new" => fs::write(root.join("another"), "new"),
+                    _ => fs::write(file, "other"),
+                };
+                changed.expect("the tree can be changed");
+            }
+            fixity(ctx, audit)
+        };
+
+        // The list and all six files are saved.
+        let done = Run::new(between).input(input).crash_after_checkpoint(7).run().await;
+
+        assert_eq!(done.output::<Report>().expect_err("changed").code(), expected);
+        assert!(!manifest.exists());
+    }
+}
+
+#[tokio::test]
+async fn an_order_that_is_cancelled_anywhere_leaves_nothing_behind() {
+    // Its second launch waits for the cancel before it goes on: so each operation in turn feels it, after
+    // its own effect was lost (before) and after the one before it was saved (after).
+    async fn cancelled(ctx: Context, wanted: Order) -> dormouse_sdk::Result<Receipt> {
+        if ctx.attempt() == 2 {
+            ctx.cancelled().await;
+        }
+        order(ctx, wanted).await
+    }
+    for checkpoint in 1..=5 {
+        for before in [true, false] {
+            let ledger = tempfile::tempdir().expect("a folder");
+            let wanted = Order { bank_outages: 0, ..wanted(3600, Some(ledger.path())) };
+            let run = Run::new(cancelled).input(wanted).signal("approval", Approval { granted: true });
+            let run = if before {
+                run.crash_before_checkpoint(checkpoint)
+            } else {
+                run.crash_after_checkpoint(checkpoint)
+            };
+
+            let done = run.cancel_after(Duration::from_millis(200)).run().await;
+
+            let shipped = checkpoint == 5 && !before;
+            for (effect, undo) in [("reserve", "release"), ("charge", "refund"), ("ship", "recall")] {
+                let (done, undone) = (booked(ledger.path(), effect), booked(ledger.path(), undo));
+                assert_eq!(
+                    undone,
+                    if shipped { 0 } else { done },
+                    "{undo}, checkpoint {checkpoint}, before: {before}"
+                );
+            }
+            let status = if shipped { Status::Completed } else { Status::Cancelled };
+            assert_eq!(done.status(), status, "checkpoint {checkpoint}, before: {before}");
+        }
+    }
+}
