@@ -12,7 +12,7 @@ mod exit;
 mod local;
 mod output;
 
-use std::process::ExitCode;
+use std::{io::IsTerminal as _, process::ExitCode};
 
 use anstyle::{AnsiColor, Color as Ansi, Style};
 use clap::Parser;
@@ -82,5 +82,9 @@ fn log_to_stderr(verbose: u8, services: bool) {
         _ => "debug",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
 }

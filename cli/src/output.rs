@@ -38,13 +38,13 @@ impl std::error::Error for ReaderGone {}
 
 impl Screen {
     /// Prints a list in the format that was asked for; `empty` is said on stderr.
-    pub(crate) fn list<T>(
+    pub(crate) fn list<T, D: Serialize>(
         &self,
         items: &[T],
         headers: &[&str],
         row: impl Fn(&T) -> Vec<String>,
         id: impl Fn(&T) -> String,
-        document: impl Fn(&T) -> serde_json::Value,
+        document: impl Fn(&T) -> D,
         empty: &str,
     ) -> anyhow::Result<()> {
         match self.format {
@@ -242,9 +242,8 @@ pub(crate) fn payload_json(payload: Option<&Payload>) -> serde_json::Value {
 }
 
 /// One instance as a document.
-pub(crate) fn instance_json(instance: &Instance) -> serde_json::Value {
-    // Strings, numbers and JSON only: this cannot fail.
-    serde_json::to_value(InstanceDocument::from(instance)).unwrap_or_default()
+pub(crate) fn instance_json(instance: &Instance) -> InstanceDocument {
+    InstanceDocument::from(instance)
 }
 
 /// One image as a document.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use dormouse_management_sdk::{Attempt, Checkpoint, Client, Event};
+use dormouse_management_sdk::{Attempt, Checkpoint, Client, Event, Timestamp};
 use jiff::tz::TimeZone;
 
 use super::Ctx;
@@ -78,7 +78,8 @@ fn is_ending(event: &Event) -> bool {
 
 fn event_row(event: &Event, zone: &TimeZone) -> Vec<String> {
     let message = match &event.payload {
-        Some(payload) => format!("{} {}", event.message, payload_json(Some(payload))),
+        Some(payload) if event.kind == "suspended" => waits(&payload_json(Some(payload)), zone),
+        Some(payload) => format!("{} {}", event.message, payload_json(Some(payload))).trim().to_owned(),
         None => event.message.clone(),
     };
     vec![
@@ -88,6 +89,26 @@ fn event_row(event: &Event, zone: &TimeZone) -> Vec<String> {
         event.kind.clone(),
         first_line(&message, 200),
     ]
+}
+
+/// What a suspended instance waits for, in words.
+fn waits(list: &serde_json::Value, zone: &TimeZone) -> String {
+    let one = |wait: &serde_json::Value| {
+        let text = |field: &str| wait[field].as_str().unwrap_or_default().to_owned();
+        let due = wait["due_at"].as_i64().map(|at| local(Timestamp::from_micros(at), zone));
+        match (text("for").as_str(), due) {
+            ("signal", None) => format!("for signal {:?}", text("signal")),
+            ("signal", Some(due)) => format!("for signal {:?}, until {due}", text("signal")),
+            ("due", Some(due)) => format!("until {due} ({:?})", text("name")),
+            ("resume", _) => "until it is resumed".to_owned(),
+            // A wait of a later release.
+            _ => wait.to_string(),
+        }
+    };
+    match list.as_array() {
+        Some(list) => list.iter().map(one).collect::<Vec<_>>().join(" or "),
+        None => list.to_string(),
+    }
 }
 
 fn event_json(event: &Event) -> serde_json::Value {
@@ -205,4 +226,23 @@ fn attempt_json(attempt: &Attempt) -> serde_json::Value {
         "wake_reason": attempt.wake_reason,
         "pid": attempt.pid,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_are_told_in_words() {
+        let list = serde_json::json!([
+            {"for": "signal", "signal": "approval", "name": "approval", "key": "", "due_at": 1_795_515_913_513_320_i64},
+            {"for": "due", "name": "nap", "key": "", "due_at": 0},
+            {"for": "resume"},
+        ]);
+        assert_eq!(
+            waits(&list, &TimeZone::UTC),
+            "for signal \"approval\", until 2026-11-24 10:25:13 or until 1970-01-01 00:00:00 (\"nap\") \
+             or until it is resumed"
+        );
+    }
 }

@@ -54,7 +54,10 @@ pub(crate) async fn stop(ctx: &Ctx, id: &str) -> anyhow::Result<Exit> {
 }
 
 pub(crate) async fn delete(ctx: &Ctx, id: &str) -> anyhow::Result<Exit> {
-    ctx.client().await?.delete_instance(id).await?;
+    let client = ctx.client().await?;
+    // The whole id: a repeat after a lost answer must not mean another one.
+    let id = client.instance(id).await?.id;
+    client.delete_instance(&id).await?;
     match ctx.screen.format {
         Format::Json => print_json(&serde_json::json!({ "deleted": 1 }))?,
         Format::Ids => {}

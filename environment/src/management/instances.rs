@@ -67,8 +67,9 @@ impl Context {
         let now = self.store().now().await.map_err(|error| refuse(&error))?;
         let due = page.instances.iter().any(|instance| is_due(&instance.life, now));
         let capacity = if due { self.capacity().await? } else { Capacity::Free };
-        let describe =
-            |instance: &Row| describe::instance(instance, self.sentence(instance, None, &capacity, now));
+        let describe = |instance: &Row| {
+            describe::instance(instance, self.sentence(instance, instance.changed_at, None, &capacity, now))
+        };
         // The cursor is an id: the internal key behind it is nobody's business.
         let last = page.instances.last().filter(|_| page.next.is_some());
         Ok(wire::InstancePage {
@@ -173,20 +174,34 @@ impl Context {
         // Only what happened to the newest attempt explains the present.
         let fault = detail.last_exit.as_ref().filter(|(attempt, _)| *attempt == instance.life.attempt);
         let fault = fault.map(|(_, exit)| exit.as_str());
-        let sentence = self.sentence(instance, fault, &capacity, detail.now);
+        let since = self.since(instance).await?;
+        let sentence = self.sentence(instance, since, fault, &capacity, detail.now);
         Ok(describe::detail(&detail, sentence))
+    }
+
+    /// Since when it is as it is. The row also changes while it waits (a pause and its resume), so
+    /// a wait counts from the end of the attempt that began it.
+    async fn since(&self, instance: &Row) -> Result<Micros, Refusal> {
+        if instance.life.paused || !matches!(instance.life.state, State::Suspended { .. }) {
+            return Ok(instance.changed_at);
+        }
+        let newest =
+            self.store().attempts(&self.tenant, &instance.id, 1).await.map_err(|error| refuse(&error))?;
+        let ended = newest.first().and_then(|attempt| attempt.ended_at);
+        Ok(ended.map_or(instance.changed_at, |ended| ended.min(instance.changed_at)))
     }
 
     fn sentence(
         &self,
         instance: &Row,
+        since: Micros,
         fault: Option<&str>,
         capacity: &Capacity,
         now: Micros,
     ) -> Option<String> {
         let facts = Facts {
             life: &instance.life,
-            since: instance.changed_at,
+            since,
             fault,
             capacity,
             cancel_grace: self.store().limits().cancel_grace,

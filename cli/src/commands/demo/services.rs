@@ -130,6 +130,8 @@ fn spawn(data_dir: &Path) -> anyhow::Result<Child> {
         .arg("up")
         .arg("--data-dir")
         .arg(data_dir)
+        // Other services may have the usual ports; these are found by the data directory.
+        .args(["--core", "127.0.0.1:0", "--environment", "127.0.0.1:0"])
         .env_remove("DORMOUSE_SERVER")
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
