@@ -229,14 +229,24 @@ impl Story {
         Ok(self.now.clone())
     }
 
-    /// The running process. Asked again until the launch is through.
+    /// The running process: attempt and pid. A node tells a pid when a process is a moment old,
+    /// and raises no version for it, so it is asked for again.
     async fn process(&mut self) -> anyhow::Result<(u32, i32)> {
         self.until(|now| now.status == Status::Running || now.status.ended()).await?;
-        let attempts = self.client.attempts(INSTANCE).await?;
-        let newest =
-            attempts.iter().max_by_key(|attempt| attempt.attempt).context("it was never launched")?;
-        let pid = newest.pid.context("the services do not know the workflow's process")?;
-        Ok((newest.attempt, i32::try_from(pid).context("no process has this number")?))
+        let asked = async {
+            loop {
+                let attempts = self.client.attempts(INSTANCE).await?;
+                let newest = attempts.iter().max_by_key(|attempt| attempt.attempt);
+                let newest = newest.context("it was never launched")?;
+                if let Some(pid) = newest.pid {
+                    return Ok((newest.attempt, i32::try_from(pid).context("no process has this number")?));
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), asked)
+            .await
+            .context("the services do not know the workflow's process")?
     }
 
     /// Follows the instance, drawing its progress, until it is as wanted or has ended.
