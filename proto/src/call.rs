@@ -113,6 +113,8 @@ impl CallError {
             ConnectionError::TimedOut => {
                 Self::Lost { reason: format!("no sign of the peer for {:?}", crate::limits::IDLE_TIMEOUT) }
             }
+            // A stateless reset: it does not know this connection, see `crate::restart`.
+            ConnectionError::Reset => Self::Lost { reason: "the peer was restarted".to_owned() },
             other => Self::Lost { reason: other.to_string() },
         }
     }

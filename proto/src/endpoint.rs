@@ -316,8 +316,13 @@ pub fn server_endpoint<P: Protocol>(
 ) -> Result<quinn::Endpoint, ServerError> {
     let config = server_config::<P>(identity, clients, &Transport::default())?;
     let socket = server_socket(address).map_err(|source| ServerError::Bind { address, source })?;
-    quinn::Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(TokioRuntime))
-        .map_err(|source| ServerError::Bind { address, source })
+    quinn::Endpoint::new(
+        crate::restart::endpoint_config(identity),
+        Some(config),
+        socket,
+        Arc::new(TokioRuntime),
+    )
+    .map_err(|source| ServerError::Bind { address, source })
 }
 
 /// As [`server_endpoint`], and writes what was bound into `file` as `host:port`, for the clients of this machine.

@@ -24,6 +24,8 @@ pub mod frame;
 #[cfg(feature = "identity")]
 pub mod identity;
 pub mod limits;
+#[cfg(feature = "server")]
+mod restart;
 mod secret;
 
 /// The instance protocol: a workflow's process and core.

@@ -5,3 +5,4 @@ mod handshake;
 mod hostile;
 mod identity;
 mod pair;
+mod restart;
