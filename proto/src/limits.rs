@@ -27,12 +27,6 @@ pub const BULK_STREAMS: u32 = 16;
 /// Pushes that a client keeps for a reader that is busy; the server's next ones wait at the server.
 pub const PUSHES_WAITING: usize = 16;
 
-/// Checkpoints in the first page of a registration and in each further page: so many at most …
-pub const PAGE_CHECKPOINTS: usize = 1000;
-
-/// … and so many bytes of them at most, but always at least one checkpoint.
-pub const PAGE_BYTES: usize = 1024 * 1024;
-
 /// Longest name (step, signal, image, version, label), in bytes of UTF-8.
 pub const NAME_MAX_BYTES: usize = 200;
 
