@@ -80,9 +80,10 @@ pub(super) async fn serve(shared: Shared, incoming: quinn::Incoming, shutdown: C
 }
 
 async fn greet(incoming: quinn::Incoming) -> Result<Callee<InstanceProtocol>, CallError> {
-    match incoming.await {
-        Ok(connection) => Callee::accept(connection).await,
-        Err(error) => Err(CallError::Lost { reason: error.to_string() }),
+    match timeout(limits::CONNECT_TIMEOUT, incoming).await {
+        Ok(Ok(connection)) => Callee::accept(connection).await,
+        Ok(Err(error)) => Err(CallError::Lost { reason: error.to_string() }),
+        Err(_) => Err(CallError::Lost { reason: "its handshake took too long".to_owned() }),
     }
 }
 

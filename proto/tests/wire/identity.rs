@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use dormouse_proto::endpoint::Identity;
 use dormouse_proto::identity::{Authority, IdentityError, Role};
+use rcgen::{CertificateParams, Issuer, KeyPair, date_time_ymd};
 
 const ROLES: [Role; 3] = [Role::Core, Role::Environment, Role::Administrator];
 
@@ -144,4 +145,50 @@ fn certificates_last_a_year_and_the_authority_ten() {
     assert!(leaf > days(364) && leaf <= days(365), "{leaf:?}");
     let root = left(authority.authority_expiry().expect("readable"));
     assert!(root > days(3649) && root <= days(3650), "{root:?}");
+}
+
+#[test]
+fn a_certificate_is_made_anew_before_it_expires() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let authority = Authority::open_or_create(folder.path()).expect("an authority");
+    for (days_left, kept) in [(200, true), (100, false), (-1, false)] {
+        let written = issue(folder.path(), days_left);
+        let identity = authority.identity(Role::Core).expect("a certificate");
+        assert_eq!(identity.certificate_pem == written, kept, "{days_left} days were left");
+    }
+    // Where the authority's key is not, a certificate serves to its last day.
+    let short = issue(folder.path(), 1);
+    let expired = |days_left| {
+        issue(folder.path(), days_left);
+        let key = folder.path().join("authority.key");
+        let aside = folder.path().join("aside");
+        fs::rename(&key, &aside).expect("moved");
+        let found = Authority::open_or_create(folder.path()).expect("an authority").identity(Role::Core);
+        fs::rename(&aside, &key).expect("moved back");
+        found
+    };
+    assert_ne!(expired(1).expect("still valid").certificate_pem, short, "another one was issued since");
+    assert!(matches!(expired(-1), Err(IdentityError::KeyElsewhere { role: "core", .. })));
+}
+
+/// Writes a certificate for core, by the folder's authority, that is valid for so many more days.
+#[expect(clippy::disallowed_methods, reason = "certificates expire by the machine's clock")]
+fn issue(folder: &Path, days_left: i64) -> String {
+    let read = |name: &str| fs::read_to_string(folder.join(name)).expect("a file");
+    let authority_key = KeyPair::from_pem(&read("authority.key")).expect("a key");
+    let issuer = Issuer::from_ca_cert_pem(&read("authority.pem"), authority_key).expect("an authority");
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
+    let day = Duration::from_hours(24);
+    let mut params = CertificateParams::new(vec!["core.dormouse".to_owned()]).expect("a name");
+    params.not_before = date_time_ymd(1970, 1, 1) + now - day * 300;
+    let left = day * u32::try_from(days_left.abs()).expect("small");
+    let now = date_time_ymd(1970, 1, 1) + now;
+    params.not_after = if days_left < 0 { now - left } else { now + left };
+    let key = KeyPair::generate().expect("a key");
+    let certificate = params.signed_by(&key, &issuer).expect("a certificate").pem();
+    for (name, text) in [("core.key", key.serialize_pem()), ("core.pem", certificate.clone())] {
+        fs::write(folder.join(name), text).expect("written");
+        fs::set_permissions(folder.join(name), fs::Permissions::from_mode(0o600)).expect("changed");
+    }
+    certificate
 }
