@@ -465,8 +465,11 @@ impl Life {
 
     /// `node`, which knows no process of this attempt, or whose lease is lost, gives it back
     /// to the wake queue; not the instance's fault. None: not that node's, nothing to write.
-    pub fn settle(&self, node: &NodeId, now: Micros) -> Option<Self> {
-        (self.node() == Some(node)).then(|| self.requeued(now))
+    /// `newest_checkpoint` is the attempt that wrote it: what was saved ends the row of crashes
+    /// that came before, whether this attempt then crashed or was lost.
+    pub fn settle(&self, node: &NodeId, newest_checkpoint: Attempt, now: Micros) -> Option<Self> {
+        let crashes = if newest_checkpoint == self.attempt { 0 } else { self.crashes };
+        (self.node() == Some(node)).then(|| Self { crashes, ..self.requeued(now) })
     }
 
     /// Back to the wake queue: the attempt is over and its claim closed.

@@ -146,7 +146,8 @@ fn every_answer(life: &Life) -> Vec<Life> {
             &CrashPolicy { limit: 0, ..POLICY },
             now,
         ),
-        life.settle(&node(), now),
+        life.settle(&node(), Attempt::NONE, now),
+        life.settle(&node(), A2, now),
         life.signal(&name("approval"), now).ok(),
         life.signal(&name("other"), now).ok(),
         life.pause().ok(),
@@ -329,10 +330,12 @@ fn what_is_given_back_is_no_crash() {
     let given = back(&open(Rest::Suspended(sleep()))).unwrap();
     assert_eq!((given.crashes, given.wake_at()), (2, Some(NOW + Duration::from_secs(5))));
     assert_eq!(back(&running()), None, "it runs");
-    let settled = running().settle(&node(), NOW).unwrap();
+    let settled = running().settle(&node(), Attempt(1), NOW).unwrap();
     assert_eq!((settled.crashes, settled.wake_at()), (2, Some(NOW)));
-    assert_eq!(running().settle(&NodeId::parse("node-b").unwrap(), NOW), None);
-    assert_eq!(suspended().settle(&node(), NOW), None);
+    let progressed = running().settle(&node(), A2, NOW).unwrap();
+    assert_eq!(progressed.crashes, 0, "it had saved something: the next crash is the first since");
+    assert_eq!(running().settle(&NodeId::parse("node-b").unwrap(), A2, NOW), None);
+    assert_eq!(suspended().settle(&node(), A2, NOW), None);
 }
 
 #[test]

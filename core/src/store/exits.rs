@@ -153,7 +153,8 @@ async fn return_rows(
         if known.contains(&of) {
             continue;
         }
-        let Some(next) = row.life.settle(node, now) else { continue };
+        let newest_checkpoint = life::newest_checkpoint(tx, row.key).await?;
+        let Some(next) = row.life.settle(node, newest_checkpoint, now) else { continue };
         attempts::over(tx, of, &Over::Without("returned", why), now).await?;
         let event = NewEvent::new(EventKind::Returned, why);
         events::append(tx, row.key, of.attempt, now, event).await?;

@@ -183,7 +183,7 @@ pub(crate) fn exited(bug: Bug, life: &Life, of: Attempt, node: usize, exit: Exit
 }
 
 pub(crate) fn settle(bug: Bug, life: &Life, node: usize) -> Option<Life> {
-    life.settle(&node_id(node), NOW).map(|next| requeued(bug, life, next))
+    life.settle(&node_id(node), Attempt::NONE, NOW).map(|next| requeued(bug, life, next))
 }
 
 fn requeued(bug: Bug, before: &Life, next: Life) -> Life {
