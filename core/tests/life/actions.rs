@@ -63,6 +63,8 @@ pub(crate) struct Rules {
     /// Takeover only at the moment of the loss: no mistake while claims ask for the lease.
     pub(crate) takes_over_once: bool,
     pub(crate) max_attempts: Attempt,
+    /// Crashes in a row that are forgiven.
+    pub(crate) crash_limit: u32,
 }
 
 impl Rules {

@@ -9,13 +9,14 @@ use dormouse_core::domain::{
     id::{Attempt, Name, NodeId},
     instance::{Cancel, End, Exit, Life, Refusal, Rest, State, Suspend, Writer},
     outcome::{EndedBy, Outcome},
-    wake::Waits,
+    wake::{Waits, WakeReason},
 };
 
 use crate::{
     Scenario,
+    actions::Rules,
     properties::Property,
-    row::POLICY,
+    row::policy,
     state::{FUTURE, NOW, Row, node_id},
 };
 
@@ -50,18 +51,26 @@ bugs! {
     SuspendIgnoresUnread "suspend does not look at unread signals", SIGNALS => SignalWakes | GetsHome;
     SuspendIgnoresCancel "suspend does not look at a cancel that is asked", PAUSE_AND_CANCEL => CancelIsEffective;
     SuspendRepeatAny "a suspended row answers any suspend of its last attempt with suspended", SLEEP => AcknowledgedIsStored;
+    SuspendRepeatNone "a suspend whose answer got lost is fenced when it comes again", SLEEP => RepeatsAreAnswered;
     EndRepeatAny "an ended row accepts its ending from who did not make it", ENDINGS => AcknowledgedIsStored;
     StopIgnoresState "a stop does not look whether the instance has ended", ENDINGS => EndingsAreFinal;
     ExitWithoutAttempt "exit report not guarded by the attempt", SLEEP => OldExitTouchesNothing;
     ExitWithoutState "exit report guarded by the attempt, not by the state", SLEEP => OwnRecordStays;
+    ProgressIsIgnored "all crashes are counted, also those before a checkpoint", TWO_FAULTS => CrashesAreCountedInARow;
+    SettleForgetsProgress "crashes before what a lost attempt saved are counted", CRASHES => CrashesAreCountedInARow;
+    ExitIgnoresCancel "crashes fail an instance that is being cancelled", ENDINGS => CancelledIsNotFailed;
     ClaimKeepsAttempt "a claim does not raise the attempt", SLEEP => WaitsForWhatIsMissing;
     SignalWakesClaimed "a signal sets the wake of an open row", SIGNALS => ClaimedOnce;
     RegisterReopens "register accepts a suspended row that nobody claimed", SLEEP => GetsHome | GetsHomeWithoutNode;
-    NoAttemptFence "writes name the session only, not the attempt", SLEEP => ZombiesAreFenced;
-    NoSessionFence "writes name the attempt only, not the session", SLEEP => WaitsForWhatIsMissing;
+    NoAttemptFence "writes name the session only, not the attempt", SLEEP => OnlyTheWriterWrites | ZombiesAreFenced;
+    NoSessionFence "writes name the attempt only, not the session", SLEEP => OnlyTheWriterWrites | WaitsForWhatIsMissing;
     PauseParksWithoutWake "suspending for a pause sets no wake, resume does", PAUSE => GetsHome;
     PauseHoldsCancel "a paused instance keeps its cancel's wake held", PAUSE_AND_CANCEL => GetsHome | CancelIsEffective;
     PauseClearsWake "pausing clears the wake", PAUSE => Shape | GetsHome;
+    CancelWakesCleanUp "a second cancel wakes a clean-up that sleeps", CLEAN_UP => WokenForAReason;
+    ReasonIgnoresCancel "the reason of a wake does not look at a cancel", CLEAN_UP => ReasonIsTrue;
+    SignalWakesAll "a signal wakes who waits for something else", SIGNALS => WokenForAReason;
+    PendingSuspends "a first launch that fails leaves the row suspended", SLEEP => PendingUntilRegistered;
     RetryKeepsWait "a failed relaunch keeps the old wait", SIGNALS => SignalWakes;
     // Rules of nodes and processes.
     EnvWritesRunning "the environment writes RUNNING after the launch", SLEEP => OwnRecordStays;
@@ -95,6 +104,13 @@ pub(crate) fn claim(bug: Bug, life: &Life, node: usize) -> Option<Life> {
             stale.claim(&node_id(node), FUTURE, NOW)
         }),
         _ => claimed,
+    }
+}
+
+pub(crate) fn wake_reason(bug: Bug, life: &Life) -> WakeReason {
+    match bug {
+        Bug::ReasonIgnoresCancel => Life { cancel: Cancel::No, ..life.clone() }.wake_reason(NOW),
+        _ => life.wake_reason(NOW),
     }
 }
 
@@ -132,6 +148,7 @@ pub(crate) fn suspend(bug: Bug, row: &Row, by: Writer, waits: Waits) -> Result<S
             let answer = blind.suspend(by, waits, unread, NOW)?;
             Ok(stored(answer, |next| next.cancel = life.cancel))
         }
+        (Bug::SuspendRepeatNone, State::Suspended { .. }) => Err(Refusal::Fenced { by }),
         (Bug::SuspendRepeatAny, State::Suspended { .. }) if life.attempt == by.attempt => Ok(Suspend::Again),
         (Bug::PauseParksWithoutWake, _) if waits.for_resume() => {
             let blind = Life { paused: true, ..life.clone() };
@@ -171,25 +188,39 @@ pub(crate) fn end(bug: Bug, life: &Life, by: Writer) -> Result<End, Refusal> {
     }
 }
 
-pub(crate) fn exited(bug: Bug, life: &Life, of: Attempt, node: usize, exit: Exit) -> Option<Life> {
+pub(crate) fn exited(rules: &Rules, life: &Life, of: Attempt, node: usize, exit: Exit) -> Option<Life> {
+    let (bug, policy) = (rules.bug, policy(rules.crash_limit));
     let next = match (bug, &life.state) {
-        (Bug::ExitWithoutAttempt, _) => life.exited(life.attempt, exit, &POLICY, NOW),
+        (Bug::ExitWithoutAttempt, _) => life.exited(life.attempt, exit, &policy, NOW),
         (Bug::ExitWithoutState, State::Suspended { .. }) => {
-            running(life, node).exited(of, exit, &POLICY, NOW)
+            running(life, node).exited(of, exit, &policy, NOW)
         }
-        _ => life.exited(of, exit, &POLICY, NOW),
+        (Bug::ExitIgnoresCancel, _) => {
+            let next = Life { cancel: Cancel::No, ..life.clone() }.exited(of, exit, &policy, NOW);
+            next.map(|next| Life { cancel: life.cancel, ..next })
+        }
+        _ => life.exited(of, exit, &policy, NOW),
     };
     next.map(|next| requeued(bug, life, next))
 }
 
-pub(crate) fn settle(bug: Bug, life: &Life, node: usize) -> Option<Life> {
-    life.settle(&node_id(node), Attempt::NONE, NOW).map(|next| requeued(bug, life, next))
+pub(crate) fn settle(bug: Bug, row: &Row, node: usize) -> Option<Life> {
+    let newest_checkpoint = match bug {
+        Bug::SettleForgetsProgress => Attempt::NONE,
+        _ => row.newest_checkpoint,
+    };
+    let next = row.life.settle(&node_id(node), newest_checkpoint, NOW);
+    next.map(|next| requeued(bug, &row.life, next))
 }
 
 fn requeued(bug: Bug, before: &Life, next: Life) -> Life {
     match (bug, before.waits(), &next.state) {
         (Bug::RetryKeepsWait, Some(waits), State::Suspended { wake_at, .. }) => {
             let state = State::Suspended { waits: waits.clone(), wake_at: *wake_at };
+            Life { state, ..next }
+        }
+        (Bug::PendingSuspends, None, State::Pending { wake_at }) => {
+            let state = State::Suspended { waits: Waits::retry(), wake_at: Some(*wake_at) };
             Life { state, ..next }
         }
         _ => next,
@@ -205,6 +236,11 @@ pub(crate) fn signal(bug: Bug, life: &Life, name: &Name) -> Result<Life, Refusal
             let from = Rest::Suspended(waits.clone());
             Ok(Life { state: State::Launching { node: node.clone(), until: NOW, from }, ..life.clone() })
         }
+        State::Suspended { .. } if bug == Bug::SignalWakesAll => {
+            let mut next = life.signal(name, NOW)?;
+            set_wake(&mut next, true);
+            Ok(next)
+        }
         _ => life.signal(name, NOW),
     }
 }
@@ -212,6 +248,11 @@ pub(crate) fn signal(bug: Bug, life: &Life, name: &Name) -> Result<Life, Refusal
 pub(crate) fn cancel(bug: Bug, life: &Life) -> Result<Life, Refusal> {
     let next = life.cancel(NOW)?;
     match bug {
+        Bug::CancelWakesCleanUp => {
+            let mut next = next;
+            set_wake(&mut next, true);
+            Ok(next)
+        }
         Bug::PauseHoldsCancel if next.outcome().is_none() => Ok(Life { paused: life.paused, ..next }),
         _ => Ok(next),
     }

@@ -35,7 +35,7 @@ use crate::{
     bugs::{Bug, MISTAKES, Mistake},
     properties::{Property, Reached},
     search::{Found, Search},
-    state::{Budget, Op},
+    state::{Budget, Op, World},
 };
 
 /// What the workflow does, and how much trouble it gets.
@@ -46,6 +46,10 @@ struct Scenario {
     budget: Budget,
     /// How often it may be launched; three times in the many-times version of the test.
     attempts: u32,
+    /// Crashes in a row that are forgiven.
+    crash_limit: u32,
+    /// Crashes in a row before the search begins.
+    crashed: u32,
 }
 
 const QUIET: Budget = Budget { faults: 0, signals: 0, cancels: 0, pauses: 0, endings: 0 };
@@ -56,6 +60,8 @@ const SLEEP: Scenario = Scenario {
     clean_up: &[],
     budget: Budget { faults: 1, ..QUIET },
     attempts: 3,
+    crash_limit: 1,
+    crashed: 0,
 };
 const TWO_FAULTS: Scenario = Scenario {
     name: "step, two faults",
@@ -63,6 +69,8 @@ const TWO_FAULTS: Scenario = Scenario {
     clean_up: &[],
     budget: Budget { faults: 2, ..QUIET },
     attempts: 2,
+    crash_limit: 1,
+    crashed: 0,
 };
 const SIGNALS: Scenario = Scenario {
     name: "two signals",
@@ -70,6 +78,8 @@ const SIGNALS: Scenario = Scenario {
     clean_up: &[],
     budget: Budget { faults: 1, signals: 2, ..QUIET },
     attempts: 3,
+    crash_limit: 1,
+    crashed: 0,
 };
 const DEADLINE: Scenario = Scenario {
     name: "signal with a deadline",
@@ -77,6 +87,8 @@ const DEADLINE: Scenario = Scenario {
     clean_up: &[],
     budget: Budget { faults: 1, signals: 1, ..QUIET },
     attempts: 2,
+    crash_limit: 1,
+    crashed: 0,
 };
 const PAUSE_AND_CANCEL: Scenario = Scenario {
     name: "signal, cancel, pause",
@@ -84,13 +96,17 @@ const PAUSE_AND_CANCEL: Scenario = Scenario {
     clean_up: &[],
     budget: Budget { faults: 1, signals: 1, cancels: 1, pauses: 1, ..QUIET },
     attempts: 2,
+    crash_limit: 1,
+    crashed: 0,
 };
 const CLEAN_UP: Scenario = Scenario {
-    name: "sleep, cancel, clean up",
+    name: "sleep, two cancels, clean up",
     script: &[Op::Sleep],
     clean_up: &[Op::Sleep],
-    budget: Budget { faults: 1, cancels: 1, ..QUIET },
+    budget: Budget { faults: 1, cancels: 2, ..QUIET },
     attempts: 2,
+    crash_limit: 1,
+    crashed: 0,
 };
 const PAUSE: Scenario = Scenario {
     name: "sleep, pause",
@@ -98,6 +114,8 @@ const PAUSE: Scenario = Scenario {
     clean_up: &[],
     budget: Budget { faults: 1, pauses: 1, ..QUIET },
     attempts: 2,
+    crash_limit: 1,
+    crashed: 0,
 };
 const ENDINGS: Scenario = Scenario {
     name: "step, cancel, endings from outside",
@@ -105,6 +123,18 @@ const ENDINGS: Scenario = Scenario {
     clean_up: &[Op::Step],
     budget: Budget { faults: 1, cancels: 1, endings: 2, ..QUIET },
     attempts: 2,
+    crash_limit: 0,
+    crashed: 0,
+};
+
+const CRASHES: Scenario = Scenario {
+    name: "step, crashed before",
+    script: &[Op::Step],
+    clean_up: &[],
+    budget: Budget { faults: 2, ..QUIET },
+    attempts: 2,
+    crash_limit: 1,
+    crashed: 1,
 };
 
 impl Scenario {
@@ -116,6 +146,7 @@ impl Scenario {
             bug,
             takes_over_once: false,
             max_attempts: Attempt(attempts),
+            crash_limit: self.crash_limit,
         }
     }
 
@@ -136,7 +167,8 @@ impl Scenario {
     }
 
     fn search(&self, rules: Rules, properties: &[Property]) -> Found {
-        Search { rules, budget: self.budget, properties: properties.to_vec() }.run()
+        let start = World::start(self.budget, self.crashed);
+        Search { rules, start, properties: properties.to_vec() }.run()
     }
 }
 
@@ -183,6 +215,11 @@ fn invariant_7_pause_and_cancel_leave_nobody_stuck() {
 #[test]
 fn invariant_7_a_cancel_ends_the_instance_after_its_clean_up() {
     CLEAN_UP.holds(&[Reached::Completed, Reached::CancelledAfterCleanUp]);
+}
+
+#[test]
+fn invariant_7_crashes_end_an_instance_only_in_a_row() {
+    CRASHES.holds(&[Reached::Completed, Reached::Failed, Reached::Zombie]);
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::rc::Rc;
 
 use dormouse_core::domain::{
     id::{Attempt, Session},
-    instance::{Cancel, Status},
-    outcome::Outcome,
+    instance::{Cancel, State, Status},
+    outcome::{EndedBy, Outcome},
     wake::{Wait, Waits},
 };
 
@@ -24,6 +24,8 @@ pub(crate) enum Property {
     AcknowledgedIsStored,
     /// 2: nothing of attempt <= n is acknowledged after n+1 registered.
     ZombiesAreFenced,
+    /// 2: a running row takes writes of its newest attempt and session only.
+    OnlyTheWriterWrites,
     /// 4: a due wake is claimed once, never while a launch, a run or a pause is under way.
     ClaimedOnce,
     /// 5: a signal's result is saved exactly once, in order.
@@ -34,6 +36,8 @@ pub(crate) enum Property {
     EndingsAreFinal,
     /// 7: each state has exactly the facts it needs.
     Shape,
+    /// 7: who has not ended is PENDING until its first registration, and never again.
+    PendingUntilRegistered,
     /// 7: nobody waits for what the workflow already has.
     WaitsForWhatIsMissing,
     /// 7: nobody waits for a resume that has been given already.
@@ -44,6 +48,16 @@ pub(crate) enum Property {
     GetsHomeWithoutNode,
     /// 7: a cancel is effective: with faults over the instance ends, unaided.
     CancelIsEffective,
+    /// A suspend or an ending that is stored is answered again as the first time.
+    RepeatsAreAnswered,
+    /// It fails only after more crashes in a row, without progress, than are forgiven.
+    CrashesAreCountedInARow,
+    /// Crashes end an instance that is being cancelled as CANCELLED.
+    CancelledIsNotFailed,
+    /// No signal wakes who does not wait for it, no second cancel wakes a clean-up.
+    WokenForAReason,
+    /// An attempt is told truly why it is launched.
+    ReasonIsTrue,
     /// An exit report of an older attempt touches nothing.
     OldExitTouchesNothing,
     /// Nobody overwrites what the instance itself recorded.
@@ -53,19 +67,26 @@ pub(crate) enum Property {
 }
 
 impl Property {
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 22] = [
         Self::AcknowledgedIsStored,
         Self::ZombiesAreFenced,
+        Self::OnlyTheWriterWrites,
         Self::ClaimedOnce,
         Self::SignalsOnceInOrder,
         Self::SignalWakes,
         Self::EndingsAreFinal,
         Self::Shape,
+        Self::PendingUntilRegistered,
         Self::WaitsForWhatIsMissing,
         Self::ResumeWakes,
         Self::GetsHome,
         Self::GetsHomeWithoutNode,
         Self::CancelIsEffective,
+        Self::RepeatsAreAnswered,
+        Self::CrashesAreCountedInARow,
+        Self::CancelledIsNotFailed,
+        Self::WokenForAReason,
+        Self::ReasonIsTrue,
         Self::OldExitTouchesNothing,
         Self::OwnRecordStays,
         Self::OutageCostsNoLease,
@@ -76,6 +97,7 @@ impl Property {
         match self {
             Self::AcknowledgedIsStored => !breaches.unstored_acknowledged,
             Self::ZombiesAreFenced => !breaches.zombie_acknowledged,
+            Self::OnlyTheWriterWrites => !breaches.not_the_writer_acknowledged,
             Self::ClaimedOnce => !breaches.claimed_twice,
             Self::SignalsOnceInOrder => {
                 let without_gaps = row.taken & row.taken.wrapping_add(1) == 0;
@@ -87,6 +109,10 @@ impl Property {
             }
             Self::EndingsAreFinal => !breaches.ending_changed,
             Self::Shape => shape(row),
+            Self::PendingUntilRegistered => {
+                let pending = row.life.status() == Status::Pending;
+                row.has_ended() || pending == (world.registered == Attempt::NONE)
+            }
             Self::WaitsForWhatIsMissing => waits_for_what_is_missing(row),
             Self::ResumeWakes => {
                 let waits = row.asleep().is_some_and(Waits::for_resume);
@@ -103,6 +129,17 @@ impl Property {
             Self::CancelIsEffective => {
                 row.life.cancel == Cancel::No || row.has_ended() || healer.heal(world, None).row.has_ended()
             }
+            Self::RepeatsAreAnswered => !breaches.repeat_refused,
+            Self::CrashesAreCountedInARow => !breaches.failed_too_early,
+            Self::CancelledIsNotFailed => {
+                let crashed = matches!(
+                    row.life.state,
+                    State::Ended { outcome: Outcome::Failed, by: EndedBy::Node, .. }
+                );
+                !crashed || row.life.cancel == Cancel::No
+            }
+            Self::WokenForAReason => !breaches.woken_for_nothing,
+            Self::ReasonIsTrue => !breaches.reason_is_wrong,
             Self::OldExitTouchesNothing => !breaches.old_exit_touched_row,
             Self::OwnRecordStays => !breaches.own_record_overwritten,
             Self::OutageCostsNoLease => !breaches.outage_cost_a_lease,
@@ -202,6 +239,7 @@ impl Healer {
             budget: Budget::default(),
             breaches: Breaches::default(),
             registered: Attempt::NONE,
+            crashes_in_a_row: 0,
             ..world.clone()
         };
         if let Some(node) = lost {
@@ -228,7 +266,7 @@ impl Healer {
                 Some(action) if way.len() < Self::LONGEST_WAY => {
                     at = at.apply(action, &self.rules);
                     at.breaches = Breaches::default();
-                    at.registered = Attempt::NONE;
+                    (at.registered, at.crashes_in_a_row) = (Attempt::NONE, 0);
                 }
                 Some(_) | None => break Rc::new(at),
             }

@@ -11,13 +11,15 @@ use dormouse_core::domain::{
 };
 
 use crate::{
+    actions::Rules,
     bugs::{self, Bug},
     state::{CLEAN_UP, FUTURE, NOW, Op, Request, Row},
 };
 
-/// One crash is forgiven, so that two faults reach FAILED. Its backoff ends at [`FUTURE`].
-pub(crate) const POLICY: CrashPolicy =
-    CrashPolicy { limit: 1, backoff: STEP, backoff_max: STEP, jitter: 0.0 };
+/// Every backoff ends at [`FUTURE`].
+pub(crate) fn policy(crash_limit: u32) -> CrashPolicy {
+    CrashPolicy { limit: crash_limit, backoff: STEP, backoff_max: STEP, jitter: 0.0 }
+}
 const STEP: Duration = Duration::from_secs(1);
 
 /// What a process hears.
@@ -140,24 +142,27 @@ impl Row {
     }
 
     /// A process of attempt `of` is gone, or could not be started.
-    pub(crate) fn exited(&mut self, of: Attempt, node: usize, bug: Bug) {
-        self.exit(of, node, Exit::Crashed { newest_checkpoint: self.newest_checkpoint }, bug);
+    pub(crate) fn exited(&mut self, of: Attempt, node: usize, rules: &Rules) {
+        let progress = self.newest_checkpoint;
+        let ignored = rules.bug == Bug::ProgressIsIgnored;
+        let newest_checkpoint = if ignored { Attempt::NONE } else { progress };
+        self.exit(of, node, Exit::Crashed { newest_checkpoint }, rules);
     }
 
     /// It could not be launched, and that is not its fault.
-    pub(crate) fn given_back(&mut self, of: Attempt, node: usize, bug: Bug) {
-        self.exit(of, node, Exit::GivenBack { retry_in: STEP }, bug);
+    pub(crate) fn given_back(&mut self, of: Attempt, node: usize, rules: &Rules) {
+        self.exit(of, node, Exit::GivenBack { retry_in: STEP }, rules);
     }
 
-    fn exit(&mut self, of: Attempt, node: usize, exit: Exit, bug: Bug) {
-        if let Some(next) = bugs::exited(bug, &self.life, of, node, exit) {
+    fn exit(&mut self, of: Attempt, node: usize, exit: Exit, rules: &Rules) {
+        if let Some(next) = bugs::exited(rules, &self.life, of, node, exit) {
             self.life = next;
         }
     }
 
     /// Back to the wake queue, by the node itself or by who took over from it.
     pub(crate) fn settle(&mut self, node: usize, bug: Bug) {
-        if let Some(next) = bugs::settle(bug, &self.life, node) {
+        if let Some(next) = bugs::settle(bug, self, node) {
             self.life = next;
         }
     }
@@ -209,6 +214,17 @@ impl Row {
         }
         if let Some(next) = late.cancel_overdue(of, STEP, NOW) {
             self.life = next;
+        }
+    }
+
+    /// Whether this suspend or ending is what the row says already.
+    pub(crate) fn says(&self, request: Request) -> bool {
+        match request {
+            Request::Suspend { pos, op, resume } => self.asleep() == Some(&self.waits(pos, op, resume)),
+            Request::End => self.made_its_ending(),
+            Request::Save { .. } | Request::SaveDue { .. } | Request::Ack { .. } | Request::FeelCancel => {
+                false
+            }
         }
     }
 

@@ -9,12 +9,12 @@ use crate::{
     actions::{Action, Rules},
     mix::ByFingerprint,
     properties::{Healer, Property, Reached},
-    state::{Budget, World, summary},
+    state::{World, summary},
 };
 
 pub(crate) struct Search {
     pub(crate) rules: Rules,
-    pub(crate) budget: Budget,
+    pub(crate) start: World,
     /// What to look at in each world; the search ends early when all of it is broken.
     pub(crate) properties: Vec<Property>,
 }
@@ -39,8 +39,7 @@ impl Search {
         let mut healer = Healer::new(self.rules);
         let mut steps: ByFingerprint<Step> = ByFingerprint::default();
         let mut actions = Vec::new();
-        let start = World::start(self.budget);
-        let mut layer = vec![(start.fingerprint(), start)];
+        let mut layer = vec![(self.start.fingerprint(), self.start.clone())];
         while !layer.is_empty() && found.broken.len() < self.properties.len() {
             let mut next_layer = Vec::new();
             for (from, world) in &layer {
@@ -80,7 +79,7 @@ impl Search {
 
     /// Replays the actions that lead there, a line each.
     fn way_to(&self, there: u64, steps: &ByFingerprint<Step>) -> String {
-        let mut world = World::start(self.budget);
+        let mut world = self.start.clone();
         let start = world.fingerprint();
         let mut way = Vec::new();
         let mut at = there;

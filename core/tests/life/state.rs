@@ -81,9 +81,9 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    pub(crate) fn start() -> Self {
+    fn start(crashes: u32) -> Self {
         Self {
-            life: Life::start(NOW, None),
+            life: Life { crashes, ..Life::start(NOW, None) },
             saved: 0,
             due_at: None,
             newest_checkpoint: Attempt::NONE,
@@ -225,6 +225,11 @@ pub(crate) struct Breaches {
     pub(crate) outage_cost_a_lease: bool,
     pub(crate) unstored_acknowledged: bool,
     pub(crate) own_record_overwritten: bool,
+    pub(crate) not_the_writer_acknowledged: bool,
+    pub(crate) repeat_refused: bool,
+    pub(crate) failed_too_early: bool,
+    pub(crate) woken_for_nothing: bool,
+    pub(crate) reason_is_wrong: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -239,19 +244,23 @@ pub(crate) struct World {
     pub(crate) breaches: Breaches,
     /// The deadline of the open launch has passed (history, for the properties).
     pub(crate) launch_is_late: bool,
+    /// Crashes since the last progress (history, for the properties).
+    pub(crate) crashes_in_a_row: u32,
     pub(crate) budget: Budget,
 }
 
 impl World {
-    pub(crate) fn start(budget: Budget) -> Self {
+    /// A fresh instance, but for crashes that came before.
+    pub(crate) fn start(budget: Budget, crashes: u32) -> Self {
         Self {
-            row: Row::start(),
+            row: Row::start(crashes),
             nodes: [Node::fresh(), Node::fresh()],
             procs: vec![],
             db_up: true,
             registered: Attempt::NONE,
             breaches: Breaches::default(),
             launch_is_late: false,
+            crashes_in_a_row: crashes,
             budget,
         }
     }
@@ -280,6 +289,7 @@ impl World {
         if self.row.has_ended() {
             // Who has ended takes no requests: `controller_actions` offers none.
             (self.budget.signals, self.budget.cancels, self.budget.pauses) = (0, 0, 0);
+            self.crashes_in_a_row = 0;
         }
         if self.is_before(0, 1) {
             self.swap_nodes();

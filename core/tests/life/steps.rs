@@ -2,14 +2,15 @@
 
 use dormouse_core::domain::{
     id::{Attempt, Session},
-    instance::{State, Writer},
+    instance::{Cancel, State, Writer},
+    wake::{Waits, WakeReason},
 };
 
 use crate::{
     actions::{Action, Rules},
-    bugs::Bug,
+    bugs::{self, Bug},
     row::Answer,
-    state::{CLEAN_UP, Node, Phase, Power, Proc, Request, World, node_id},
+    state::{CLEAN_UP, Node, Phase, Power, Proc, Request, Row, World, node_id},
 };
 
 impl World {
@@ -41,14 +42,14 @@ impl World {
             Action::Spawn { node } => self.spawn(node),
             Action::SpawnFails { node } => {
                 let attempt = self.launched(node);
-                self.row.exited(attempt, node, bug);
+                self.crashed(attempt, node, rules);
             }
             Action::GiveBack { node } => {
                 let attempt = self.launched(node);
-                self.row.given_back(attempt, node, bug);
+                self.row.given_back(attempt, node, rules);
             }
             Action::Record { node } => self.record(node, bug),
-            Action::ReportExit { attempt, node } => self.report_exit(attempt, node, bug),
+            Action::ReportExit { attempt, node } => self.report_exit(attempt, node, rules),
             Action::Settle { node } => self.settle(node, bug),
             Action::Watch { node } => self.watch(node),
             Action::Renew { node } => self.nodes[node].watched = false,
@@ -80,11 +81,16 @@ impl World {
         match action {
             Action::Signal => {
                 budget.signals -= 1;
+                let before = self.row.life.clone();
                 self.row.signal(bug);
+                let waits = before.waits().is_some_and(|waits| waits.signals().next().is_some());
+                self.breaches.woken_for_nothing |= !waits && self.row.life != before;
             }
             Action::Cancel => {
                 budget.cancels -= 1;
+                let before = self.row.life.clone();
                 self.row.cancel(bug);
+                self.breaches.woken_for_nothing |= before.cancel == Cancel::Felt && self.row.life != before;
             }
             Action::Pause => {
                 budget.pauses -= 1;
@@ -112,11 +118,26 @@ impl World {
         if !self.row.wake_has_come() || under_way || life.paused {
             self.breaches.claimed_twice = true;
         }
+        self.breaches.reason_is_wrong |= !self.is_true(bugs::wake_reason(bug, life));
         self.row.claim(n, bug);
         self.launch_is_late = false;
         self.nodes[n].saw_due = false;
         if !reply_lost {
             self.nodes[n].launching = Some(self.row.life.attempt);
+        }
+    }
+
+    /// Whether the process that is launched for this reason will find it so.
+    fn is_true(&self, reason: WakeReason) -> bool {
+        let life = &self.row.life;
+        match reason {
+            WakeReason::Start => life.attempt == Attempt::NONE,
+            WakeReason::Due => self.row.due_has_come(),
+            WakeReason::Signal => self.row.unread(),
+            WakeReason::Resume => life.waits().is_some_and(Waits::for_resume),
+            WakeReason::Cancel => matches!(life.cancel, Cancel::Asked { .. }),
+            WakeReason::Retry => life.attempt != Attempt::NONE,
+            WakeReason::LaunchMissed => self.launch_is_late,
         }
     }
 
@@ -149,9 +170,9 @@ impl World {
         }
     }
 
-    fn report_exit(&mut self, attempt: Attempt, node: usize, bug: Bug) {
+    fn report_exit(&mut self, attempt: Attempt, node: usize, rules: &Rules) {
         let before = self.row.clone();
-        self.row.exited(attempt, node, bug);
+        self.crashed(attempt, node, rules);
         if self.row != before {
             self.breaches.old_exit_touched_row |= before.life.attempt > attempt;
             self.breaches.own_record_overwritten |= before.asleep().is_some();
@@ -159,6 +180,16 @@ impl World {
         let reported = |p: &&mut Proc| p.attempt == attempt && p.node == node && p.phase == Phase::Gone;
         for p in self.procs.iter_mut().filter(reported) {
             p.known = false;
+        }
+    }
+
+    fn crashed(&mut self, attempt: Attempt, node: usize, rules: &Rules) {
+        let before = self.row.life.clone();
+        self.row.exited(attempt, node, rules);
+        if self.row.life != before {
+            self.crashes_in_a_row += 1;
+            let too_early = self.row.has_ended() && self.crashes_in_a_row <= rules.crash_limit;
+            self.breaches.failed_too_early |= too_early;
         }
     }
 
@@ -253,17 +284,9 @@ impl World {
     fn deliver(&mut self, proc: usize, message: usize, reply_lost: bool, bug: Bug) {
         let (session, request) = self.procs[proc].wire.remove(message);
         let by = Writer { attempt: self.procs[proc].attempt, session };
-        let (saved, taken) = (self.row.saved, self.row.taken);
+        let before = self.row.clone();
         let answer = self.row.write(by, request, bug);
-        if answer != Answer::Fenced {
-            self.breaches.zombie_acknowledged |= by.attempt < self.registered;
-            self.breaches.unstored_acknowledged |= !self.says(request, answer);
-        }
-        if let Request::Save { consumes: Some(id), .. } = request
-            && self.row.saved != saved
-        {
-            self.breaches.signal_taken_twice |= taken & (1 << id) != 0;
-        }
+        self.notice(&before, by, request, answer);
         let p = &mut self.procs[proc];
         if p.phase == Phase::Gone || p.session != session {
             return;
@@ -275,14 +298,23 @@ impl World {
         }
     }
 
-    /// Whether the row says what is acknowledged here.
-    fn says(&self, request: Request, answer: Answer) -> bool {
-        match (request, answer) {
-            (Request::Suspend { pos, op, resume }, Answer::Suspended) => {
-                self.row.asleep() == Some(&self.row.waits(pos, op, resume))
-            }
-            (Request::End, _) => self.row.made_its_ending(),
-            _ => true,
+    fn notice(&mut self, before: &Row, by: Writer, request: Request, answer: Answer) {
+        let breaches = &mut self.breaches;
+        if answer == Answer::Fenced {
+            breaches.repeat_refused |= before.life.attempt == by.attempt && before.says(request);
+        } else {
+            breaches.zombie_acknowledged |= by.attempt < self.registered;
+            breaches.not_the_writer_acknowledged |= before.is_running() && before.life.admit(by).is_err();
+        }
+        let ended = matches!((request, answer), (Request::End, Answer::Done));
+        breaches.unstored_acknowledged |= (ended || answer == Answer::Suspended) && !self.row.says(request);
+        if let Request::Save { consumes: Some(id), .. } = request
+            && self.row.saved != before.saved
+        {
+            breaches.signal_taken_twice |= before.taken & (1 << id) != 0;
+        }
+        if self.row != *before {
+            self.crashes_in_a_row = 0; // whatever an instance writes is progress
         }
     }
 
