@@ -19,7 +19,7 @@ use std::{
     io::{self, Write},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use dormouse_core::domain::id::{Attempt, Digest, InstanceId, Tenant};
@@ -260,6 +260,21 @@ impl Attempts {
         ignore_missing(fs::remove_dir_all(self.outputs(tenant, instance)))
     }
 
+    /// Instances of the default tenant whose outputs have not changed for so long. Other tenants'
+    /// cannot be told from their folders: their outputs go by the node's limit.
+    pub fn unchanged_for(&self, age: Duration) -> io::Result<Vec<InstanceId>> {
+        let mut old = Vec::new();
+        for entry in fs::read_dir(&self.ended)? {
+            let entry = entry?;
+            // Vanished meanwhile, or changed in what this machine's clock takes for the future.
+            let Ok(changed) = entry.metadata().and_then(|folder| folder.modified()) else { continue };
+            if changed.elapsed().is_ok_and(|since| since >= age) {
+                old.extend(entry.file_name().to_str().and_then(|name| InstanceId::parse(name).ok()));
+            }
+        }
+        Ok(old)
+    }
+
     /// Holds all outputs together to the node's limit: removes those of whole instances, the one
     /// that changed longest ago first. Walks through all outputs: to be called rarely.
     pub fn hold_node_limit(&self) -> io::Result<u64> {
@@ -430,6 +445,19 @@ mod tests {
         assert!(!outputs.join("1.work").exists() && outputs.join("2.work/result").exists());
         attempts.remove_instance(&id("work", 1).tenant, &id("work", 1).instance).expect("removed");
         assert!(!outputs.exists());
+    }
+
+    #[test]
+    fn old_outputs_are_named_by_their_instance() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let attempts = Attempts::open(folder.path(), Retention::default()).expect("made");
+        for name in ["old", "new"] {
+            ended(&attempts, name, 1, 10);
+        }
+        let old = File::open(folder.path().join("outputs/old")).expect("there");
+        old.set_modified(SystemTime::UNIX_EPOCH).expect("set");
+        let found = attempts.unchanged_for(Duration::from_hours(1)).expect("looked");
+        assert_eq!(found, [InstanceId::parse("old").expect("an id")]);
     }
 
     #[test]

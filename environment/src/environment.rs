@@ -10,7 +10,7 @@
 use std::{collections::BTreeMap, ffi::OsString, io, time::Duration};
 
 use dormouse_core::{
-    domain::id::NodeId,
+    domain::id::{NodeId, Tenant},
     fault,
     store::{self, AttemptRef, Kind, NewNode, NodeLease, NodeReport, Store},
 };
@@ -307,7 +307,8 @@ async fn put_away(attempts: &Attempts, ended: Vec<AttemptId>) {
 /// How often all outputs together are held to the node's limit: a walk through them.
 const HOUSE_KEEPING: Duration = Duration::from_mins(10);
 
-/// Renews the lease where it is a row, and holds outputs to their limit.
+/// Renews the lease where it is a row, deletes what was kept long enough, and holds outputs to their
+/// limit.
 async fn keep_house(
     store: Store,
     lease: NodeLease,
@@ -323,7 +324,10 @@ async fn keep_house(
             () = shutdown.cancelled() => return Ok(Part::House),
             // On SQLite the lock on the directory is the lease: an idle machine writes nothing.
             () = sleep(length / 3), if store.kind() == Kind::Postgres => renew(&store, &lease, &handle).await?,
-            _ = house.tick() => hold_outputs(&handle.attempts).await?,
+            _ = house.tick() => {
+                prune(&store, &handle.attempts).await?;
+                hold_outputs(&handle.attempts).await?;
+            }
         }
     }
 }
@@ -332,13 +336,67 @@ async fn renew(store: &Store, lease: &NodeLease, handle: &Handle) -> Result<(), 
     let running = u32::try_from(handle.slots.used()).unwrap_or(u32::MAX);
     match store.renew_node(lease, NodeReport { running, ..NodeReport::default() }).await {
         Ok(()) => Ok(()),
-        Err(error) if error.retry() == Retry::Never => Err(error.into()),
+        // Nobody can take the lease while the database answers nobody.
+        Err(error) => unless_final(error, "the node's lease is not renewed now"),
+    }
+}
+
+/// Instances deleted by one request: others may write in between.
+const PRUNE: u32 = 100;
+
+/// Deletes instances that ended longer ago than they are kept, and what their attempts left here.
+async fn prune(store: &Store, attempts: &Attempts) -> Result<(), Error> {
+    let retention = store.limits().retention;
+    let pruned = async {
+        let mut pruned = 0;
+        loop {
+            match store.prune(PRUNE).await? {
+                0 => return Ok(pruned),
+                n => pruned += n,
+            }
+        }
+    };
+    match pruned.await {
+        Ok(0) => {}
+        Ok(n) => info!(instances = n, "ended instances were deleted after their retention"),
+        Err(error) => return unless_final(error, "ended instances are not deleted now"),
+    }
+    let old = {
+        let attempts = attempts.clone();
+        spawn_blocking(move || attempts.unchanged_for(retention)).await?
+    };
+    let old = match old {
+        Ok(old) => old,
         Err(error) => {
-            // Nobody can take the lease while the database answers nobody.
-            warn!(error = %chain(&error), "the node's lease is not renewed now");
-            Ok(())
+            warn!(%error, "outputs cannot be looked through");
+            return Ok(());
+        }
+    };
+    let tenant = Tenant::default_tenant();
+    for instance in old {
+        match store.instance(&tenant, &instance).await {
+            Ok(_) => {}
+            // Deleted, by this node or another.
+            Err(store::Error::NoInstance { .. }) => {
+                let (attempts, tenant) = (attempts.clone(), tenant.clone());
+                let removed = spawn_blocking(move || attempts.remove_instance(&tenant, &instance)).await?;
+                if let Err(error) = removed {
+                    warn!(%error, "the outputs of a deleted instance cannot be removed");
+                }
+            }
+            Err(error) => return unless_final(error, "outputs of deleted instances are not removed now"),
         }
     }
+    Ok(())
+}
+
+/// Ends the node only if trying again cannot help.
+fn unless_final(error: store::Error, what: &'static str) -> Result<(), Error> {
+    if error.retry() == Retry::Never {
+        return Err(error.into());
+    }
+    warn!(error = %chain(&error), "{what}");
+    Ok(())
 }
 
 async fn hold_outputs(attempts: &Attempts) -> Result<(), Error> {

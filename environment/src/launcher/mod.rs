@@ -55,12 +55,11 @@ impl Launcher {
         let shared = Shared {
             images,
             attempts,
-            replicas: Replicas::open(data)?,
+            replicas: Replicas::open(data, &surroundings.core_addresses)?,
             surroundings,
             boot_id: process::boot_id()?,
             turns: Arc::new(Semaphore::new(AT_ONCE)),
         };
-        shared.replicas.write(&shared.surroundings.core_addresses)?;
         Ok(Self { shared: Arc::new(shared) })
     }
 

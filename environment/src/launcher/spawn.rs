@@ -123,7 +123,7 @@ const TEXT_BUSY_PAUSE: Duration = Duration::from_millis(5);
 pub(super) fn launch(site: &Site<'_>, launch: &Launch, image: &File) -> Result<Launched, LaunchError> {
     let directory = site.attempts.directory(&launch.id);
     let files = |source| LaunchError::Files { path: directory.path.display().to_string(), source };
-    let spec = Spec::new(launch, site.surroundings, &directory)?;
+    let spec = Spec::new(launch, site.surroundings, site.replicas.current(), &directory)?;
     site.attempts.create(&launch.id).map_err(files)?;
     fault::point("launch.directory_made");
     let launched = launch_in(site, launch, image, &spec, &directory);

@@ -62,7 +62,7 @@ pub struct Launch {
 pub struct Surroundings {
     /// The service's own environment, from which little is handed on.
     pub environment: BTreeMap<OsString, OsString>,
-    /// "host:port" of core replicas, in the order in which they are tried.
+    /// "host:port" of core replicas at the start, in the order in which they are tried.
     pub core_addresses: Vec<String>,
     /// The authority's certificate.
     pub authority_pem: String,
@@ -102,12 +102,13 @@ impl Spec {
     pub(super) fn new(
         launch: &Launch,
         surroundings: &Surroundings,
+        core_addresses: Vec<String>,
         directory: &AttemptDirectory,
     ) -> Result<Self, SpecError> {
         Ok(Self {
             arguments: arguments(launch),
             environment: environment(launch, surroundings, directory)?,
-            document: document(launch, surroundings).encode_to_vec(),
+            document: document(launch, surroundings, core_addresses).encode_to_vec(),
             limits: [(Limit::Core, 0), (Limit::OpenFiles, surroundings.open_files)],
         })
     }
@@ -171,7 +172,7 @@ fn variable(name: &OsStr, value: &OsStr) -> Result<CString, SpecError> {
     })
 }
 
-fn document(launch: &Launch, surroundings: &Surroundings) -> LaunchDocument {
+fn document(launch: &Launch, surroundings: &Surroundings, core_addresses: Vec<String>) -> LaunchDocument {
     let idle = surroundings.idle_before_suspend.unwrap_or_default();
     LaunchDocument {
         format: 1,
@@ -179,7 +180,7 @@ fn document(launch: &Launch, surroundings: &Surroundings) -> LaunchDocument {
         attempt: launch.id.attempt.0,
         workflow: launch.workflow.as_ref().map(ToString::to_string).unwrap_or_default(),
         token: launch.token.0.to_vec(),
-        core_addresses: surroundings.core_addresses.clone(),
+        core_addresses,
         authority_pem: surroundings.authority_pem.clone(),
         addresses_fd: ADDRESSES_FD,
         idle_before_suspend_micros: u64::try_from(idle.as_micros()).unwrap_or(u64::MAX),
@@ -224,7 +225,12 @@ mod tests {
             idle_before_suspend: Some(Duration::from_millis(5)),
             open_files: 100,
         };
-        Spec::new(&launch(env), &surroundings, &AttemptDirectory { path: PathBuf::from("/d/order-7.3") })
+        Spec::new(
+            &launch(env),
+            &surroundings,
+            surroundings.core_addresses.clone(),
+            &AttemptDirectory { path: PathBuf::from("/d/order-7.3") },
+        )
     }
 
     #[test]

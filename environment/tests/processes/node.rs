@@ -56,12 +56,13 @@ fn instance_id(text: &str) -> InstanceId {
     InstanceId::parse(text).expect("an id")
 }
 
-async fn open_store(data: &Path) -> Store {
+async fn open_store(data: &Path, retention: Duration) -> Store {
     let mut options = store::Options::new(Database::Sqlite(data.join("dormouse.db")));
     options.limits = Limits {
         crashes: 2,
         crash_backoff: Duration::from_millis(1),
         cancel_grace: Duration::from_millis(100),
+        retention,
         ..Limits::default()
     };
     Store::open(options).await.expect("a database")
@@ -81,8 +82,13 @@ fn options(slots: usize) -> Options {
 
 impl Node {
     async fn open(data: &Path, options: Options) -> Self {
+        Self::open_keeping(data, options, Limits::default().retention).await
+    }
+
+    /// Ended instances are kept for so long.
+    async fn open_keeping(data: &Path, options: Options, retention: Duration) -> Self {
         let directory = DataDirectory::lock(data).expect("free");
-        let store = open_store(directory.path()).await;
+        let store = open_store(directory.path(), retention).await;
         let data = directory.path().to_owned();
         let environment = Environment::open(directory, store.clone(), options).await.expect("opened");
         let handle = environment.handle();
@@ -367,6 +373,27 @@ async fn processes_that_are_ended_with_the_service_are_no_crashes() {
     let instance = node.store.instance(&tenant(), &instance_id("interrupted")).await.expect("there");
     assert_eq!((instance.life.status(), instance.life.crashes), (Status::Suspended, 0));
     node.store.close().await;
+}
+
+#[tokio::test]
+async fn what_was_kept_long_enough_is_deleted_with_its_output() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let node = Node::fresh(&folder).await;
+    node.start("old", "exit:3").await;
+    node.start("young", "sleep").await;
+    node.register("young", 1).await;
+    node.until_instance("old", "an ending", has_ended).await;
+    let data = node.data.clone();
+    until("its output", || data.join("outputs/old/3.stderr").exists().then_some(())).await;
+    node.leave().await;
+
+    let node = Node::open_keeping(&data, options(16), Duration::ZERO).await;
+    until("its output goes", || (!data.join("outputs/old").exists()).then_some(())).await;
+    let gone = node.store.instance(&tenant(), &instance_id("old")).await;
+    assert!(matches!(gone, Err(store::Error::NoInstance { .. })), "{gone:?}");
+    assert_eq!(node.instance("young").await.life.status(), Status::Running, "it has not ended");
+    node.handle.end_processes();
+    node.leave().await;
 }
 
 #[tokio::test]
