@@ -15,6 +15,7 @@ macro_rules! on_both {
     };
 }
 
+mod command;
 mod invariant_1;
 mod invariant_10;
 mod invariant_2;
