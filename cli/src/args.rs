@@ -161,6 +161,9 @@ pub(crate) struct Services {
 
 #[derive(Debug, Args)]
 pub(crate) struct Up {
+    /// A TOML file with keys named like these flags; a flag or a variable wins over it
+    #[arg(long, env = "DORMOUSE_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) services: Services,
 }

@@ -2,12 +2,14 @@
 //!
 //! - `args`: the command line. `exit`: exit codes. `output`: how results look.
 //! - `commands`: one file per noun; each is a client of the management protocol.
+//! - `config`: the file of `up`, beneath flags and variables.
 //! - `local`: both services in this process, for `run` and `up`.
 //!
 //! It never sees the store while services run: whatever it shows, it was told by them.
 
 mod args;
 mod commands;
+mod config;
 mod exit;
 mod local;
 mod output;

@@ -26,10 +26,10 @@ mod wait;
 
 /// Runs one command.
 pub(crate) async fn execute(cli: Cli) -> anyhow::Result<Exit> {
-    let ctx = Ctx { screen: Screen { format: cli.global.output }, global: cli.global };
+    let mut ctx = Ctx { screen: Screen { format: cli.global.output }, global: cli.global };
     match cli.command {
         Command::Run(args) => run::run(&ctx, args).await,
-        Command::Up(args) => services::up(&ctx, args).await,
+        Command::Up(args) => services::up(&mut ctx, args).await,
         Command::Doctor => doctor::doctor(&ctx).await,
         Command::Migrate(args) => services::migrate(&ctx, args).await,
         Command::Image(args) => image::image(&ctx, args).await,

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::Ctx;
 use crate::{
     args::{Format, Migrate, Services, Up},
+    config::layered,
     exit::Exit,
     local::{Local, Options, database},
     output::{print, print_json, say},
@@ -50,10 +51,11 @@ impl Interrupts {
     }
 }
 
-pub(crate) async fn up(ctx: &Ctx, args: Up) -> anyhow::Result<Exit> {
+pub(crate) async fn up(ctx: &mut Ctx, args: Up) -> anyhow::Result<Exit> {
     let mut interrupts = Interrupts::catch()?;
+    let services = layered(&mut ctx.global, args)?;
     let data_dir = ctx.global.directory()?;
-    let options = options(&args.services, data_dir.clone(), CORE, ENVIRONMENT);
+    let options = options(&services, data_dir.clone(), CORE, ENVIRONMENT);
     let opened = tokio::select! {
         opened = Local::open(options) => opened?,
         exit = interrupts.next() => return Ok(exit),

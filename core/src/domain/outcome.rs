@@ -117,7 +117,9 @@ impl fmt::Display for ExitReason {
             Self::Signal(signal) => write!(f, "killed by signal {signal}{}", signal_name(*signal)),
             Self::OutOfMemory => f.write_str("killed by the kernel: out of memory"),
             Self::LaunchDeadline => f.write_str("killed: it did not register before the launch deadline"),
-            Self::Unknown => f.write_str("unknown: its environment was away, or was restarted since the launch"),
+            Self::Unknown => {
+                f.write_str("unknown: its environment was away, or was restarted since the launch")
+            }
         }
     }
 }
