@@ -374,9 +374,20 @@ impl Ledger {
     }
 
     async fn call(&self, operation: client_frame::Operation, offered: Option<Offer>) -> Result<Reply> {
-        let place = self.place().await;
-        let offered = offered.map(Offer::ask);
-        let answer = self.send(&mut self.lock(), place, operation, offered);
+        let answer = loop {
+            let mut changed = pin!(self.changed.notified());
+            changed.as_mut().enable();
+            let place = self.place().await;
+            {
+                let mut state = self.lock();
+                if state.may_send(&operation) {
+                    let offered = offered.map(Offer::ask);
+                    break self.send(&mut state, place, operation, offered);
+                }
+            }
+            drop(place);
+            changed.await;
+        };
         match answer.await {
             Ok(reply) => reply,
             // The driver ended, and the process is about to.
@@ -416,7 +427,13 @@ impl Ledger {
 
     /// Keeps the newest progress; the keeper sends it at its own pace.
     pub(crate) fn progress(&self, progress: instance::Progress) {
-        let first = self.lock().progress.replace(progress).is_none();
+        let first = {
+            let mut state = self.lock();
+            // What another thread still says then could hold up the ending for ever.
+            state.ending.is_none()
+                && state.phase != Phase::Closing
+                && state.progress.replace(progress).is_none()
+        };
         if first {
             self.watch.notify_one();
         }

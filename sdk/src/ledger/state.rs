@@ -169,6 +169,16 @@ impl State {
         }
     }
 
+    /// Whether core may hear this now: beside a suspension or an ending nothing else is said.
+    pub(super) fn may_send(&self, operation: &client_frame::Operation) -> bool {
+        match self.phase {
+            Phase::Open => true,
+            Phase::Frozen => matches!(operation, client_frame::Operation::Suspend(_)),
+            Phase::Closing => is_ending(operation),
+            Phase::Gone => false,
+        }
+    }
+
     /// The verdict, and its consequence in the same breath: nothing is frozen in between.
     pub(super) fn admit(&mut self) -> Verdict {
         let verdict = self.verdict();
@@ -221,13 +231,11 @@ impl State {
                 self.thaw();
                 Reply::Done
             }
-            (client_frame::Operation::Event(asked), Outcome::Event(_)) => match asked.event {
-                Some(instance_event::Event::Completed(_) | instance_event::Event::Failed(_)) => {
-                    fault::pass(Point::AfterComplete);
-                    return Ok(Absorbed::Fate(Fate::Ended));
-                }
-                _ => Reply::Done,
-            },
+            (asked, Outcome::Event(_)) if is_ending(asked) => {
+                fault::pass(Point::AfterComplete);
+                return Ok(Absorbed::Fate(Fate::Ended));
+            }
+            (client_frame::Operation::Event(_), Outcome::Event(_)) => Reply::Done,
             (client_frame::Operation::PollSignals(_), Outcome::Inbox(inbox)) => {
                 self.news(Some(inbox));
                 Reply::Done
@@ -277,6 +285,13 @@ impl State {
         self.store(name, stored);
         Ok(Reply::Saved)
     }
+}
+
+fn is_ending(operation: &client_frame::Operation) -> bool {
+    let client_frame::Operation::Event(event) = operation else {
+        return false;
+    };
+    matches!(event.event, Some(instance_event::Event::Completed(_) | instance_event::Event::Failed(_)))
 }
 
 /// Whether the answer changes nothing for other operations.

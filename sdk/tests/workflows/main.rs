@@ -4,6 +4,7 @@ mod blocking;
 mod cancel;
 mod names;
 mod pause;
+mod random;
 mod steps;
 mod waits;
 

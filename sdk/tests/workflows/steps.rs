@@ -275,3 +275,27 @@ async fn a_panic_is_the_tests_panic() {
     }
     Run::new(workflow).run().await;
 }
+
+#[tokio::test]
+async fn what_other_tasks_still_do_does_not_hold_up_the_ending() {
+    async fn workflow(ctx: Context, (): ()) -> Result<u32> {
+        let other = ctx.clone();
+        // Nobody waits for these: they are cut off with the process.
+        std::thread::spawn(move || {
+            for n in 0..1_000_000 {
+                other.progress(n, 0);
+            }
+        });
+        let never = ctx.clone();
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(async move {
+            let work = never.step("never", async || {
+                std::future::pending::<()>().await;
+                Ok::<_, Failure>(())
+            });
+            work.await
+        });
+        ctx.step("done", async || Ok::<_, Failure>(7)).await
+    }
+    assert_eq!(Run::new(workflow).run().await.output::<u32>().unwrap(), 7);
+}
