@@ -420,3 +420,43 @@ async fn who_cannot_be_reached_or_trusted_is_told_apart() {
     let error = tokio::time::timeout(Duration::from_secs(20), nobody).await.expect("noticed");
     assert!(error.to_string().contains("dormouse up"), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_largest_payloads_come_through_and_larger_ones_are_refused() {
+    const MOST: usize = 4 * 1024 * 1024;
+    let services = Services::start().await;
+    let client = services.client().await;
+    services.with_image(&client).await;
+    let start =
+        |bytes| StartInstance::of("shop").workflow("order").id("a").payload(Payload::raw(vec![7; bytes]));
+    let refused = client.start(start(MOST + 1)).await.expect_err("one byte too many");
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    assert!(refused.to_string().contains("start.input"), "{refused}");
+    let far = client.start(start(MOST + 100_000)).await.expect_err("larger than any frame");
+    assert_eq!(far.code(), Code::InvalidArgument, "{far}");
+    let started = client.start(start(MOST)).await.expect("started").instance;
+    assert_eq!(started.input.expect("it fits").data.len(), MOST);
+
+    // Signals of that size, several at once: more than one answer could hold.
+    let mut sending = JoinSet::new();
+    for _ in 0..5 {
+        let client = client.clone();
+        sending.spawn(async move { client.signal("a", "blob", Some(Payload::raw(vec![1; MOST]))).await });
+    }
+    while let Some(sent) = sending.join_next().await {
+        sent.expect("no panic").expect("stored");
+    }
+    assert_eq!(client.instance("a").await.expect("found").unread_signals, 5);
+    let mut seen = 0;
+    let mut after = 0;
+    loop {
+        let page = client.events("a", after, 0, Duration::ZERO).await.expect("a page");
+        if page.events.is_empty() {
+            break;
+        }
+        seen += page.events.iter().filter(|event| event.kind == "signal").count();
+        after = page.next;
+    }
+    assert_eq!(seen, 5);
+    assert_eq!(client.instances(ListInstances::default()).await.expect("a page").instances.len(), 1);
+}

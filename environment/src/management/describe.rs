@@ -28,7 +28,7 @@ fn moment(at: Option<Micros>) -> i64 {
     at.map_or(0, |at| at.0)
 }
 
-/// An instance without input and output.
+/// An instance for a list: without input, output and the failure's details, each of which may have 4 MiB.
 pub(super) fn instance(instance: &Instance, waiting_for: Option<String>) -> wire::Instance {
     let life = &instance.life;
     wire::Instance {
@@ -45,7 +45,7 @@ pub(super) fn instance(instance: &Instance, waiting_for: Option<String>) -> wire
             code: failure.code.clone(),
             message: failure.message.clone(),
             retryable: failure.retryable,
-            details: failure.details.clone(),
+            details: Vec::new(),
         }),
         waiting_for: waiting_for.unwrap_or_default(),
         wake_at: moment(wake_at(life)),
@@ -84,18 +84,21 @@ fn ended_at(life: &Life) -> Option<Micros> {
     }
 }
 
-/// An instance as a whole. The input is left out where it and the output are too large for one
-/// answer together.
+/// An instance as a whole. The input is left out where it and what the ending says are too large
+/// for one answer together.
 pub(super) fn detail(detail: &InstanceDetail, waiting_for: Option<String>) -> wire::Instance {
     let output_bytes = detail.output.as_ref().map_or(0, |output| output.data.len());
-    let both_fit = detail.input.data.len() + output_bytes <= PAYLOAD_MAX_BYTES;
+    let details = detail.instance.failure.as_ref().map(|failure| failure.details.clone()).unwrap_or_default();
+    let both_fit = detail.input.data.len() + output_bytes + details.len() <= PAYLOAD_MAX_BYTES;
+    let listed = self::instance(&detail.instance, waiting_for);
     let narrow = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
     wire::Instance {
         input: both_fit.then(|| payload(&detail.input)),
         output: detail.output.as_ref().map(payload),
         checkpoints: narrow(detail.checkpoints),
         unread_signals: narrow(detail.unread_signals),
-        ..self::instance(&detail.instance, waiting_for)
+        failure: listed.failure.map(|failure| wire::Failure { details, ..failure }),
+        ..listed
     }
 }
 

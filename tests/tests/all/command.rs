@@ -97,6 +97,7 @@ impl Drop for Desk {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "runs the command as a person does")]
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(binary("dormouse"));
     command.args(arguments).stdin(Stdio::null());
