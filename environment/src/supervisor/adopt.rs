@@ -84,11 +84,13 @@ fn look(
         return Ok(Found::Ended { id, report: unknown(&directory)? });
     };
     if let Some(pidfd) = process.open()? {
-        return Ok(Found::Living {
-            id,
-            key: InstanceKey(record.key),
-            process: Process::adopt(process, directory, pidfd)?,
-        });
+        let key = InstanceKey(record.key);
+        let watched = Process::adopt(process, directory.clone(), pidfd)?;
+        // One that has ended and is merely not collected yet ended while nobody looked, like one
+        // that is gone: whether it is a crash must not depend on who is faster.
+        if !watched.has_ended() {
+            return Ok(Found::Living { id, key, process: watched });
+        }
     }
     group::kill_all(process, &directory.path)?;
     Ok(Found::Ended { id, report: unknown(&directory)? })

@@ -234,7 +234,8 @@ impl Process {
         found.map(drop)
     }
 
-    fn has_ended(&self) -> bool {
+    /// Whether it has, collected or not.
+    pub(super) fn has_ended(&self) -> bool {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let mut look = [PollFd::new(self.pidfd.get_ref(), PollFlags::IN)];
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };

@@ -27,6 +27,9 @@ async fn a_process_that_ended_meanwhile_is_told_as_unknown_with_its_last_words()
     let bench = Bench::new();
     let process = bench.launch("gone", "exit:3").await;
     process.ended().await.expect("watched");
+    // Collected or not makes no difference.
+    let found = adopt(&bench.attempts).expect("adopted");
+    assert!(matches!(found[..], [Found::Ended { .. }]), "{found:?}");
     process.collect().await.expect("collected");
     let mut found = adopt(&bench.attempts).expect("adopted");
     let Some(Found::Ended { id: ended, report }) = found.pop() else { panic!("not ended") };
