@@ -1,7 +1,10 @@
 //! Attempts that ended without having said so: told by their node, found by a node that
 //! starts, taken from a node that lost its lease, or over because time is.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use super::{
     Store,
@@ -142,6 +145,7 @@ async fn return_rows(
     tx: &mut Tx<'_>,
     node: &NodeId,
     known: &HashSet<AttemptRef>,
+    reports: &HashMap<AttemptRef, ExitReport>,
     why: &'static str,
 ) -> Result<Vec<AttemptRef>> {
     let mut returned = Vec::new();
@@ -155,9 +159,10 @@ async fn return_rows(
         }
         let newest_checkpoint = life::newest_checkpoint(tx, row.key).await?;
         let Some(next) = row.life.settle(node, newest_checkpoint, now) else { continue };
-        attempts::over(tx, of, &Over::Without("returned", why), now).await?;
-        let event = NewEvent::new(EventKind::Returned, why);
-        events::append(tx, row.key, of.attempt, now, event).await?;
+        let over = reports.get(&of).map_or(Over::Without("returned", why), Over::Exited);
+        attempts::over(tx, of, &over, now).await?;
+        let message = over.message();
+        events::append(tx, row.key, of.attempt, now, NewEvent::new(EventKind::Returned, &message)).await?;
         life::write(tx, &row, &next, now).await?;
         returned.push(of);
     }
@@ -167,6 +172,7 @@ async fn return_rows(
 struct Settle {
     lease: NodeLease,
     known: HashSet<AttemptRef>,
+    ended: HashMap<AttemptRef, ExitReport>,
 }
 
 impl Request for Settle {
@@ -174,7 +180,14 @@ impl Request for Settle {
 
     async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Answer> {
         nodes::hold(tx, &self.lease).await?;
-        return_rows(tx, &self.lease.node, &self.known, "its node knows no process of it").await
+        let why = "its node knows no process of it";
+        let returned = return_rows(tx, &self.lease.node, &self.known, &self.ended, why).await?;
+        let now = tx.now().await?;
+        for (of, report) in &self.ended {
+            // Of those that were returned it is noted already; the others had recorded their end.
+            attempts::over(tx, *of, &Over::Exited(report), now).await?;
+        }
+        Ok(returned)
     }
 }
 
@@ -187,7 +200,8 @@ impl Request for TakeOver {
         let mut returned = Vec::new();
         for row in tx.fetch(&LOST_NODES, args![]).await? {
             let node = row.parsed("id", |text| NodeId::parse(text).ok())?;
-            returned.extend(return_rows(tx, &node, &HashSet::new(), "its node lost its lease").await?);
+            let (none, no_reports) = (HashSet::new(), HashMap::new());
+            returned.extend(return_rows(tx, &node, &none, &no_reports, "its node lost its lease").await?);
         }
         Ok(returned)
     }
@@ -355,8 +369,23 @@ impl Store {
     /// Returns each row that names the node, and of whose attempt it knows no process, to the
     /// wake queue. At the node's start, after a lost lease, and before its first claim.
     pub async fn settle(&self, lease: &NodeLease, known: &[AttemptRef]) -> Result<Vec<AttemptRef>> {
+        self.settle_ended(lease, known, Vec::new()).await
+    }
+
+    /// As [`Self::settle`]; of the attempts in `ended` the node found that their processes ended
+    /// unseen, and what they left: that is noted, and is no crash.
+    pub async fn settle_ended(
+        &self,
+        lease: &NodeLease,
+        known: &[AttemptRef],
+        ended: Vec<(AttemptRef, ExitReport)>,
+    ) -> Result<Vec<AttemptRef>> {
         let known = known.iter().copied().collect();
-        self.write_node(Settle { lease: lease.clone(), known }).await
+        let mut ended: HashMap<_, _> = ended.into_iter().collect();
+        for report in ended.values_mut() {
+            payload::cut(&mut report.stderr_tail, STDERR_TAIL);
+        }
+        self.write_node(Settle { lease: lease.clone(), known, ended }).await
     }
 
     /// Returns the rows of all nodes whose lease is lost. Every node that looks repeats it.
