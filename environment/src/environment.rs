@@ -280,18 +280,21 @@ async fn settle(attempts: &Attempts, store: &Store, lease: &NodeLease) -> Result
     let found =
         looked.map_err(|source| Error::Io { what: "what ran before cannot be looked through", source })?;
     fault::point("environment.adopted");
-    let (mut adopted, mut ended) = (Vec::new(), Vec::new());
+    let (mut adopted, mut ended, mut reports) = (Vec::new(), Vec::new(), Vec::new());
     for found in found {
         match found {
             Found::Living { id, key, process } => {
                 let of = AttemptRef { instance: key, attempt: id.attempt };
                 adopted.push(Adopted { of, id, process });
             }
-            Found::Ended { id, .. } => ended.push(id),
+            Found::Ended { id, key, report } => {
+                reports.push((AttemptRef { instance: key, attempt: id.attempt }, report));
+                ended.push(id);
+            }
         }
     }
     let known: Vec<AttemptRef> = adopted.iter().map(|adopted| adopted.of).collect();
-    let returned = store.settle(lease, &known).await?;
+    let returned = store.settle_ended(lease, &known, reports).await?;
     fault::point("environment.settled");
     info!(adopted = adopted.len(), ended = ended.len(), returned = returned.len(), "settled what ran before");
     put_away(attempts, ended).await;

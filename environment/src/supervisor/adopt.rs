@@ -36,6 +36,8 @@ pub enum Found {
     Ended {
         /// Which attempt.
         id: AttemptId,
+        /// The instance's key in the store.
+        key: InstanceKey,
         /// With the reason `Unknown`.
         report: ExitReport,
     },
@@ -49,7 +51,7 @@ pub fn adopt(attempts: &Attempts) -> io::Result<Vec<Found>> {
     for directory in attempts.living()? {
         match directory.load_record() {
             Ok(Some(record)) => match attempt_of(&record) {
-                Some(id) => found.push(look(id, &record, &boot_id, directory)?),
+                Some(id) => found.push(look(id, &record, &boot_id, &directory)?),
                 None => warn(&directory.path, "names no valid attempt"),
             },
             Ok(None) => attempts.discard(&directory)?,
@@ -78,22 +80,21 @@ fn look(
     id: AttemptId,
     record: &ProcessRecord,
     boot_id: &str,
-    directory: AttemptDirectory,
+    directory: &AttemptDirectory,
 ) -> io::Result<Found> {
-    let Some(process) = record.of_this_boot(boot_id) else {
-        return Ok(Found::Ended { id, report: unknown(&directory)? });
-    };
-    if let Some(pidfd) = process.open()? {
-        let key = InstanceKey(record.key);
-        let watched = Process::adopt(process, directory.clone(), pidfd)?;
-        // One that has ended and is merely not collected yet ended while nobody looked, like one
-        // that is gone: whether it is a crash must not depend on who is faster.
-        if !watched.has_ended() {
-            return Ok(Found::Living { id, key, process: watched });
+    let key = InstanceKey(record.key);
+    if let Some(process) = record.of_this_boot(boot_id) {
+        if let Some(pidfd) = process.open()? {
+            let watched = Process::adopt(process, directory.clone(), pidfd)?;
+            // One that has ended and is merely not collected yet ended while nobody looked, like
+            // one that is gone: whether it is a crash must not depend on who is faster.
+            if !watched.has_ended() {
+                return Ok(Found::Living { id, key, process: watched });
+            }
         }
+        group::kill_all(process, &directory.path)?;
     }
-    group::kill_all(process, &directory.path)?;
-    Ok(Found::Ended { id, report: unknown(&directory)? })
+    Ok(Found::Ended { id, key, report: unknown(directory)? })
 }
 
 fn unknown(directory: &AttemptDirectory) -> io::Result<ExitReport> {

@@ -32,7 +32,7 @@ async fn a_process_that_ended_meanwhile_is_told_as_unknown_with_its_last_words()
     assert!(matches!(found[..], [Found::Ended { .. }]), "{found:?}");
     process.collect().await.expect("collected");
     let mut found = adopt(&bench.attempts).expect("adopted");
-    let Some(Found::Ended { id: ended, report }) = found.pop() else { panic!("not ended") };
+    let Some(Found::Ended { id: ended, report, .. }) = found.pop() else { panic!("not ended") };
     assert_eq!((ended, report.reason), (id("gone"), ExitReason::Unknown));
     assert_eq!(report.stderr_tail, "leaving with 3\n");
 }

@@ -361,6 +361,32 @@ async fn processes_outlive_the_service_and_are_adopted() {
 }
 
 #[tokio::test]
+async fn a_process_that_ended_while_the_service_was_away_is_no_crash_and_its_last_words_are_kept() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let node = Node::fresh(&folder).await;
+    node.start("unseen", "sleep").await;
+    node.register("unseen", 1).await;
+    let (pid, data) = (node.pid("unseen", 1).expect("known"), node.data.clone());
+    let last_words = node.directory("unseen", 1).path.join("stderr");
+    node.leave().await;
+    fs::write(last_words, "farewell\n").expect("written");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::SIGKILL)
+        .expect("our own child");
+    until("it ends", || (!runs(pid)).then_some(())).await;
+
+    let node = Node::open(&data, options(16)).await;
+    let again = node.until_instance("unseen", "the next attempt", |i| i.life.attempt == Attempt(2)).await;
+    assert_eq!(again.life.crashes, 0);
+    let attempts = node.store.attempts(&tenant(), &instance_id("unseen"), 10).await.expect("read");
+    let first = attempts.last().expect("the first");
+    let exit = first.exit.clone().unwrap_or_default();
+    assert!(exit.starts_with("unknown: "), "{exit}");
+    assert_eq!(first.stderr_tail.as_deref(), Some("farewell\n"));
+    node.handle.end_processes();
+    node.leave().await;
+}
+
+#[tokio::test]
 async fn processes_that_are_ended_with_the_service_are_no_crashes() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut node = Node::fresh(&folder).await;
