@@ -15,6 +15,10 @@ pub(crate) struct Budget {
 
 /// The share of one request, given back when it is dropped.
 #[derive(Debug, Default)]
+#[cfg_attr(
+    not(feature = "server"),
+    expect(dead_code, reason = "held, not read: dropping them gives them back")
+)]
 pub(crate) struct Share {
     request: Option<OwnedSemaphorePermit>,
     bytes: Option<OwnedSemaphorePermit>,
