@@ -34,12 +34,10 @@ use tokio::{
 
 use crate::{
     fault::{self, Point},
-    ledger::{Fate, Ledger, Request, keep},
+    ledger::{Fate, Ledger, Pace, Request, keep},
     sys,
 };
 
-/// What a silent workflow waits before it is suspended, unless its launch says otherwise.
-const IDLE: Duration = Duration::from_secs(2);
 /// The first try to connect to an address; each further round is more patient, up to the second figure.
 const CONNECT_WITHIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(8));
 /// From the handshake to the answer of the registration.
@@ -139,9 +137,9 @@ impl Link {
 
     /// The first registration, with everything that is stored.
     async fn begin(&mut self) -> Result<(Session, Arc<Ledger>, mpsc::Receiver<Request>), Fate> {
-        let idle = match self.document.idle_before_suspend_micros {
-            0 => IDLE,
-            micros => Duration::from_micros(micros),
+        let pace = match self.document.idle_before_suspend_micros {
+            0 => Pace::default(),
+            micros => Pace { idle: Duration::from_micros(micros), ..Pace::default() },
         };
         loop {
             let Again { session, mut registered } = self.register().await?;
@@ -149,7 +147,7 @@ impl Link {
             if registered.workflow.is_empty() {
                 registered.workflow.clone_from(&self.document.workflow);
             }
-            let (ledger, requests) = Ledger::new(registered, idle);
+            let (ledger, requests) = Ledger::new(registered, pace);
             while cursor != 0 {
                 match page(&session.caller, cursor).await {
                     Ok(page) => {

@@ -89,6 +89,21 @@ pub(crate) struct Saved {
     pub(crate) stored: Option<Stored>,
 }
 
+/// How patient the keeper is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    /// A workflow that does nothing for so long is suspended.
+    pub(crate) idle: Duration,
+    /// An inbox without news for so long is asked for: its pushes may have been lost.
+    pub(crate) poll: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { idle: Duration::from_secs(2), poll: Duration::from_secs(30) }
+    }
+}
+
 /// What does not change during a launch.
 #[derive(Clone, Debug)]
 pub(crate) struct Facts {
@@ -110,7 +125,7 @@ pub(crate) enum Ending {
 #[derive(Debug)]
 pub(crate) struct Ledger {
     pub(crate) facts: Facts,
-    idle: Duration,
+    pace: Pace,
     requests: mpsc::Sender<Request>,
     state: Mutex<State>,
     /// Operations that wait look again.
@@ -129,11 +144,8 @@ pub(crate) enum Admission {
 }
 
 impl Ledger {
-    /// From the first registration. `idle` is how long a workflow does nothing before it is suspended.
-    pub(crate) fn new(
-        registered: instance::Registered,
-        idle: Duration,
-    ) -> (Arc<Self>, mpsc::Receiver<Request>) {
+    /// From the first registration.
+    pub(crate) fn new(registered: instance::Registered, pace: Pace) -> (Arc<Self>, mpsc::Receiver<Request>) {
         let (requests, driver) = mpsc::channel(REQUESTS);
         let mut state = State::new(registered.now);
         state.inbox.merge(registered.inbox.unwrap_or_default());
@@ -146,7 +158,7 @@ impl Ledger {
             input: registered.input.unwrap_or_default(),
         };
         let state = Mutex::new(state);
-        let ledger = Self { facts, idle, requests, state, changed: Notify::new(), watch: Notify::new() };
+        let ledger = Self { facts, pace, requests, state, changed: Notify::new(), watch: Notify::new() };
         (Arc::new(ledger), driver)
     }
 

@@ -40,7 +40,7 @@ use crate::{
     blocking::{self, CutOff},
     context::Context,
     error::{Failure, Result},
-    ledger::{Ending, Fate, Ledger, Request, keep},
+    ledger::{Ending, Fate, Ledger, Pace, Request, keep},
     operation,
     process::Watched,
     workflow::{Entry, Function, Workflow},
@@ -48,6 +48,8 @@ use crate::{
 
 /// How long a workflow does nothing before the clock is moved on, in real time.
 const IDLE: Duration = Duration::from_millis(10);
+/// How often a process asks for what is not announced.
+const POLL: Duration = Duration::from_millis(50);
 /// An instance that needs more launches goes round in circles.
 const LAUNCHES_MAX: u32 = 10_000;
 
@@ -70,7 +72,8 @@ pub struct Run {
     input: Payload,
     plan: Vec<(Duration, Action)>,
     crashes: Vec<Crash>,
-    idle: Duration,
+    pace: Pace,
+    pushes: bool,
 }
 
 impl Run {
@@ -81,7 +84,8 @@ impl Run {
             input: Payload::default(),
             plan: Vec::new(),
             crashes: Vec::new(),
-            idle: IDLE,
+            pace: Pace { idle: IDLE, ..Pace::default() },
+            pushes: true,
         }
     }
 
@@ -142,7 +146,15 @@ impl Run {
     /// How long, in real time, the workflow does nothing before it is suspended; 10 ms without this. Longer
     /// for workflows that wait for something outside of steps.
     pub fn idle(mut self, idle: Duration) -> Self {
-        self.idle = idle;
+        self.pace.idle = idle;
+        self
+    }
+
+    /// What happens from outside is not announced to a process that runs: it has to find out by itself, as
+    /// when a push gets lost. (It asks every 50 ms then, in production every 30 s.)
+    pub fn without_pushes(mut self) -> Self {
+        self.pushes = false;
+        self.pace.poll = POLL;
         self
     }
 
@@ -163,7 +175,7 @@ impl Run {
                 core.attempt < LAUNCHES_MAX,
                 "{LAUNCHES_MAX} launches and no end: the workflow goes round in circles"
             );
-            match launch(&self.workflow.entry, &mut core, self.idle).await {
+            match launch(&self.workflow.entry, &mut core, self.pace, self.pushes).await {
                 Cut::Fate(Fate::Ended) => return Done::of(core),
                 Cut::Fate(Fate::Suspended) => {
                     if let Err(waits) = core.sleep_until_wake() {
@@ -222,8 +234,8 @@ enum Cut {
     Crash,
 }
 
-async fn launch(entry: &Entry, core: &mut Core, idle: Duration) -> Cut {
-    let (ledger, requests) = Ledger::new(core.launch(), idle);
+async fn launch(entry: &Entry, core: &mut Core, pace: Pace, pushes: bool) -> Cut {
+    let (ledger, requests) = Ledger::new(core.launch(), pace);
     let ctx = Context::new(Arc::clone(&ledger));
     let cut = match entry {
         Entry::Asynchronous(run) => {
@@ -233,7 +245,7 @@ async fn launch(entry: &Entry, core: &mut Core, idle: Duration) -> Cut {
                 std::future::pending().await
             };
             tokio::select! {
-                cut = drive(core, requests, &ledger) => cut,
+                cut = drive(core, requests, &ledger, pushes) => cut,
                 cut = work => cut,
             }
         }
@@ -247,7 +259,7 @@ async fn launch(entry: &Entry, core: &mut Core, idle: Duration) -> Cut {
             });
             let mut returned = false;
             let cut = {
-                let mut driving = pin!(drive(core, requests, &ledger));
+                let mut driving = pin!(drive(core, requests, &ledger, pushes));
                 loop {
                     tokio::select! {
                         cut = &mut driving => break cut,
@@ -292,7 +304,12 @@ fn end(ledger: &Ledger, result: Result<Payload>) {
 }
 
 /// Answers the ledger, and does what is planned, until the process's part is over.
-async fn drive(core: &mut Core, mut requests: mpsc::Receiver<Request>, ledger: &Arc<Ledger>) -> Cut {
+async fn drive(
+    core: &mut Core,
+    mut requests: mpsc::Receiver<Request>,
+    ledger: &Arc<Ledger>,
+    pushes: bool,
+) -> Cut {
     let mut keeper = pin!(keep(Arc::clone(ledger)));
     loop {
         let action_in = core.next_action_in();
@@ -308,7 +325,7 @@ async fn drive(core: &mut Core, mut requests: mpsc::Receiver<Request>, ledger: &
             },
             refusal = keeper.as_mut() => panic!("{refusal}"),
             () = tokio::time::sleep(action_in.unwrap_or_default()), if action_in.is_some() => {
-                if core.act() {
+                if core.act() && pushes {
                     ledger.pushed(dormouse_proto::instance::server_frame::Outcome::Inbox(core.inbox()));
                 }
             }

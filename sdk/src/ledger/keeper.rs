@@ -11,7 +11,7 @@ use dormouse_proto::instance::{self, InstanceEvent, client_frame, instance_event
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    Ending, Ledger,
+    Ending, Ledger, Pace,
     inbox::Cancelled,
     state::{OpenWait, Phase, State},
 };
@@ -22,8 +22,6 @@ use crate::{
 
 /// Progress is sent at most this often; only the newest counts.
 const PROGRESS_PACE: Duration = Duration::from_millis(250);
-/// A connection that brought no news of the inbox for so long is asked for it.
-const POLL: Duration = Duration::from_secs(30);
 /// After core refused a suspension.
 const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 
@@ -46,7 +44,7 @@ enum Rest {
 /// core does not accept an ending: then nothing sensible is left to do.
 pub(crate) async fn keep(ledger: Arc<Ledger>) -> String {
     loop {
-        let next = ledger.lock().decide(ledger.idle, Instant::now());
+        let next = ledger.lock().decide(ledger.pace, Instant::now());
         match next {
             // A look in vain is cheap; missing one is not possible, because a notification is kept.
             Next::LookAt(at) => drop(timeout_at(at, ledger.watch.notified()).await),
@@ -107,7 +105,7 @@ async fn send_ending(ledger: &Ledger, event: instance_event::Event) -> Option<cr
 }
 
 impl State {
-    fn decide(&mut self, idle: Duration, now: Instant) -> Next {
+    fn decide(&mut self, pace: Pace, now: Instant) -> Next {
         if self.ending.is_some() && self.in_flight == 0 {
             return self.before_leaving().unwrap_or_else(|| self.leave());
         }
@@ -122,14 +120,14 @@ impl State {
             self.progress_at = Some(now);
             return progress;
         }
-        let poll_at = self.inbox_at + POLL;
+        let poll_at = self.inbox_at + pace.poll;
         if poll_at <= now {
             // Also if the answer never comes: the next look is a whole pause later.
             self.inbox_at = now;
             return Next::Poll;
         }
         let look_at = report_at.map_or(poll_at, |at| at.min(poll_at));
-        match self.rest(idle, now) {
+        match self.rest(pace.idle, now) {
             Rest::Now => self.before_leaving().unwrap_or_else(|| self.freeze()),
             Rest::At(at) => Next::LookAt(at.min(look_at)),
             Rest::No => Next::LookAt(look_at),

@@ -162,3 +162,27 @@ async fn a_thousand_sleeps_at_once() {
     assert_eq!(done.output::<usize>().unwrap(), 1000);
     assert!(done.elapsed() < hours(4));
 }
+
+#[tokio::test]
+async fn a_signal_whose_push_was_lost_is_found_before_the_process_ends() {
+    async fn workflow(ctx: Context, (): ()) -> Result<u32> {
+        let word: u32 = ctx.signal("word").await?;
+        Ok(word + ctx.attempt())
+    }
+    let run = Run::new(workflow).signal_after(Duration::from_millis(3), "word", 40).without_pushes();
+    // Core answers the suspension with "go on".
+    assert_eq!(run.run().await.output::<u32>().unwrap(), 41);
+}
+
+#[tokio::test]
+async fn a_cancel_whose_push_was_lost_is_found_by_asking() {
+    async fn workflow(ctx: Context, (): ()) -> Result<()> {
+        ctx.step("long", async || {
+            ctx.cancelled().await;
+            Ok::<_, Failure>(())
+        })
+        .await
+    }
+    let done = Run::new(workflow).cancel_after(Duration::from_millis(20)).without_pushes().run().await;
+    assert_eq!(done.status(), Status::Completed, "nothing felt it");
+}
