@@ -32,7 +32,7 @@ const INSERT: Stmt = stmt!(
 /// Walks at most as many entries as the limit allows.
 const COUNT_UNREAD: Stmt = stmt!(
     "SELECT COUNT(*) AS n FROM (
-         SELECT 1 FROM signal WHERE instance = $1 AND consumed_by IS NULL LIMIT $2) AS first"
+         SELECT 1 FROM signal WHERE instance = $1 AND consumed_by IS NULL LIMIT $2) AS unread"
 );
 const UNREAD: Stmt = stmt!(
     "SELECT instance, number, name FROM signal

@@ -1,13 +1,13 @@
 //! A fresh database for each test, on SQLite and on PostgreSQL, with a clock that stands
 //! still until the test sets it; and short words for what tests do often.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use dormouse_core::{
     domain::{
         checkpoint::{Kind, NewCheckpoint, NewValue, Operation},
         id::{Digest, InstanceId, Key, Name, NodeId, Tenant},
-        instance::{Life, State, Status},
+        instance::{Life, Status},
         outcome::{Ending, ExitReason, ExitReport},
         payload::Payload,
         signal::NewSignal,
@@ -43,21 +43,13 @@ enum Home {
 }
 
 /// A fresh SQLite file.
-pub(crate) async fn sqlite() -> TestDb {
-    sqlite_with(Limits::default()).await
-}
-
-/// A fresh database on the test's PostgreSQL server.
-pub(crate) async fn postgres() -> TestDb {
-    postgres_with(Limits::default()).await
-}
-
 pub(crate) async fn sqlite_with(limits: Limits) -> TestDb {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let database = Database::Sqlite(directory.path().join("dormouse.db"));
     TestDb::open(database, limits, Home::Directory { _directory: directory }).await
 }
 
+/// A fresh database on the test's PostgreSQL server.
 pub(crate) async fn postgres_with(limits: Limits) -> TestDb {
     let database = postgres::TestDatabase::create().await;
     let url = Database::Postgres(database.url().to_owned());
@@ -168,13 +160,6 @@ impl TestDb {
     pub(crate) async fn timeline(&self, id: &InstanceId) -> Vec<&'static str> {
         let page = self.store.events(&tenant(), id, 0, 1000).await.expect("events");
         page.events.iter().map(|event| event.kind.as_str()).collect()
-    }
-
-    /// What breaks a rule of rows or numbers; nothing on a sound database.
-    pub(crate) async fn assert_row_shape(&self, id: &InstanceId) {
-        let instance = self.instance(id).await;
-        let ended = matches!(instance.life.state, State::Ended { .. });
-        assert_eq!(instance.life.outcome().is_some(), ended);
     }
 }
 
@@ -294,12 +279,4 @@ pub(crate) fn code<T: std::fmt::Debug>(answer: Result<T>) -> &'static str {
     use dormouse_proto::code::Coded as _;
     let error: Error = answer.expect_err("a refusal");
     error.code().as_str()
-}
-
-/// Beside the database file of a SQLite test.
-pub(crate) fn beside(db: &TestDb, suffix: &str) -> PathBuf {
-    let Database::Sqlite(path) = &db.options.database else { panic!("a SQLite test") };
-    let mut beside = path.clone().into_os_string();
-    beside.push(suffix);
-    beside.into()
 }

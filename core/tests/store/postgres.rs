@@ -1,4 +1,5 @@
-//! The PostgreSQL server of the tests, and a database on it for each test.
+//! The PostgreSQL server of the tests, and a schema on it for each test: a database each would
+//! cost a second, mostly of flushing.
 
 use std::{
     io::{BufRead as _, BufReader, Read as _},
@@ -12,7 +13,7 @@ use sqlx::{ConnectOptions as _, Connection as _, Executor as _, postgres::PgConn
 /// The URL of a superuser's connection, if the caller has a server.
 const VARIABLE: &str = "DORMOUSE_TEST_POSTGRES";
 
-/// A database that is this test's alone.
+/// A schema that is this test's alone.
 pub(crate) struct TestDatabase {
     url: String,
     /// Dropped at the end, if the server outlives us.
@@ -27,12 +28,12 @@ impl TestDatabase {
         let mut conn = options.connect().await.unwrap_or_else(|error| {
             panic!("PostgreSQL does not answer at the address in {VARIABLE}: {error}")
         });
-        let name = format!("dormouse_test_{:x}_{:016x}", std::process::id(), fastrand::u64(..));
-        let create =
-            sqlx::AssertSqlSafe(format!("CREATE DATABASE {name} ENCODING 'UTF8' TEMPLATE template0"));
-        conn.execute(create).await.expect("a superuser creates databases");
+        let name = format!("dormouse_test_{:x}_{:016x}", std::process::id(), random());
+        let create = sqlx::AssertSqlSafe(format!("CREATE SCHEMA {name}"));
+        conn.execute(create).await.expect("a superuser creates schemas");
         conn.close().await.expect("a connection closes");
-        let url = options.database(&name).to_url_lossy().to_string();
+        // The URL that options become leaves this one out.
+        let url = format!("{}&options[search_path]={name}", options.to_url_lossy());
         Self { url, drop: given.map(|admin| (admin, name)) }
     }
 
@@ -50,9 +51,9 @@ impl Drop for TestDatabase {
             runtime.expect("a runtime").block_on(async {
                 let options: PgConnectOptions = admin.parse().expect("parsed before");
                 let Ok(mut conn) = options.connect().await else { return };
-                let drop = sqlx::AssertSqlSafe(format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"));
+                let drop = sqlx::AssertSqlSafe(format!("DROP SCHEMA {name} CASCADE"));
                 if let Err(error) = conn.execute(drop).await {
-                    eprintln!("database {name} stays behind: {error}");
+                    eprintln!("schema {name} stays behind: {error}");
                 }
             });
         });
@@ -89,8 +90,7 @@ cat >/dev/null
 fn start_server() -> OwnServer {
     let binaries = binaries();
     // Short: a socket's path may have 107 bytes.
-    let directory =
-        PathBuf::from(format!("/tmp/dormouse-pg-{:x}-{:08x}", std::process::id(), fastrand::u32(..)));
+    let directory = PathBuf::from(format!("/tmp/dormouse-pg-{:x}-{:016x}", std::process::id(), random()));
     std::fs::create_dir(&directory).expect("a directory for the server");
     let mut command = if is_root() {
         // PostgreSQL refuses to run as root.
@@ -116,6 +116,11 @@ fn start_server() -> OwnServer {
     }
     let host = directory.to_string_lossy().replace('/', "%2F");
     OwnServer { url: format!("postgres://postgres@{host}/postgres"), _keeper: keeper }
+}
+
+/// Tells runs apart that go on at once.
+fn random() -> u64 {
+    getrandom::u64().expect("the kernel has random bytes")
 }
 
 fn is_root() -> bool {
