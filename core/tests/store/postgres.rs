@@ -1,6 +1,8 @@
 //! The PostgreSQL server of the tests, and a schema on it for each test: a database each would
 //! cost a second, mostly of flushing.
 
+#![expect(clippy::disallowed_methods, reason = "a test fixture: it reads its variable and starts a server")]
+
 use std::{
     io::{BufRead as _, BufReader, Read as _},
     path::PathBuf,

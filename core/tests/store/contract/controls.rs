@@ -31,7 +31,7 @@ contract! {
 
 async fn pause_and_resume_touch_nothing_but_the_flag(db: TestDb) {
     let tenant = db::tenant();
-    let due = db::START + Duration::from_secs(60);
+    let due = db::START + Duration::from_mins(1);
     let running = db.suspended("a", db::sleep_until(due)).await;
     let before = db.life(running.id()).await;
     for _ in 0..2 {
@@ -227,14 +227,14 @@ async fn ended_instances_are_pruned_after_their_retention(db: TestDb) {
     for n in 0..3 {
         let id = db.start(&format!("i{n}")).await;
         db.store.cancel(&db::tenant(), &id).await.expect("cancels");
-        db.advance(Duration::from_secs(3600));
+        db.advance(Duration::from_hours(1));
     }
     db.start("alive").await;
     assert_eq!(db.store.prune(10).await.expect("a round"), 0);
     let retention = db.store.limits().retention;
-    db.clock.set(db::START + retention + Duration::from_secs(3600));
+    db.clock.set(db::START + retention + Duration::from_hours(1));
     assert_eq!(db.store.prune(10).await.expect("a round"), 2);
-    db.advance(Duration::from_secs(3600));
+    db.advance(Duration::from_hours(1));
     assert_eq!(db.store.prune(10).await.expect("a round"), 1);
     let all = ListFilter { limit: 10, ..ListFilter::default() };
     let left = db.store.list(&db::tenant(), all).await.expect("a list");

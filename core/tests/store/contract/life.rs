@@ -15,7 +15,7 @@ async fn a_whole_life(db: TestDb) {
     assert!(db::stored(db.store.save(&running.session, db::step("one", "1")).await));
     assert!(!db::stored(db.store.save(&running.session, db::step("one", "2")).await));
 
-    let due = db::START + Duration::from_secs(60);
+    let due = db::START + Duration::from_mins(1);
     let slept = db.store.suspend(&running.session, db::sleep_until(due)).await.expect("suspends");
     assert_eq!(slept.0, Suspension::Suspended);
     assert_eq!(db.wake_at(&id).await, Some(due));

@@ -116,7 +116,7 @@ async fn signal_wakes_claimed(db: TestDb) {
 }
 
 async fn register_reopens(db: TestDb) {
-    let running = db.suspended("a", db::sleep_until(db::START + Duration::from_secs(60))).await;
+    let running = db.suspended("a", db::sleep_until(db::START + Duration::from_mins(1))).await;
     assert_eq!(code(db.store.register(&running.claim.token).await), "FENCED");
     assert_eq!(db.status(running.id()).await, Status::Suspended);
 }
@@ -154,7 +154,7 @@ async fn pause_holds_cancel(db: TestDb) {
 }
 
 async fn pause_clears_wake(db: TestDb) {
-    let due = db::START + Duration::from_secs(60);
+    let due = db::START + Duration::from_mins(1);
     let running = db.suspended("a", db::sleep_until(due)).await;
     db.store.pause(&db::tenant(), running.id()).await.expect("pauses");
     assert_eq!(db.wake_at(running.id()).await, Some(due));
@@ -208,7 +208,7 @@ async fn outage_loses_lease(db: TestDb) {
     // A watch that saw no renewal because of an outage is void: the count it compares moved on.
     let lease = db.node("n").await;
     let seen = db.store.nodes().await.expect("nodes")[0].renewals;
-    db.advance(Duration::from_secs(3600));
+    db.advance(Duration::from_hours(1));
     db.store.renew_node(&lease, NodeReport::default()).await.expect("no clock ends a lease");
     assert!(!db.store.lose_lease(&lease, seen).await.expect("a try"));
 }

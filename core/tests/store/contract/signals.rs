@@ -43,7 +43,7 @@ async fn invariant_5_signals_arrive_in_order_each_once(db: TestDb) {
 }
 
 async fn a_signal_wakes_who_waits_for_it(db: TestDb) {
-    let until = db::START + Duration::from_secs(60);
+    let until = db::START + Duration::from_mins(1);
     let running = db.suspended("a", db::for_signal("go", Some(until))).await;
     assert_eq!(db.wake_at(running.id()).await, Some(until));
     db.advance(Duration::from_secs(7));
@@ -55,7 +55,7 @@ async fn a_signal_wakes_who_waits_for_it(db: TestDb) {
 }
 
 async fn a_signal_does_not_move_the_wake_of_an_open_row(db: TestDb) {
-    let due = db::START + Duration::from_secs(60);
+    let due = db::START + Duration::from_mins(1);
     let running = db.suspended("a", db::for_signal("go", Some(due))).await;
     db.clock.set(due);
     let claim = db.claim_one(&running.lease).await;

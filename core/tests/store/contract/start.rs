@@ -57,11 +57,11 @@ async fn two_processes_start_one_id_once(db: TestDb) {
 
 async fn a_delayed_start_is_due_at_its_time(db: TestDb) {
     let lease = db.node("n").await;
-    let at = db::START + Duration::from_secs(60);
+    let at = db::START + Duration::from_mins(1);
     db.store.start(StartRequest { start_at: Some(at), ..db::request("a") }).await.expect("a start");
     let claims = db.store.claim_due(&lease, 10, db::LAUNCH).await.expect("a look");
     assert!(claims.claims.is_empty());
-    assert_eq!(claims.next_due_in, Duration::from_secs(60));
+    assert_eq!(claims.next_due_in, Duration::from_mins(1));
     db.clock.set(at);
     assert_eq!(db.claim(&lease, 10).await.len(), 1);
 }

@@ -38,7 +38,7 @@ fn is_continue(answer: &Suspension) -> bool {
 }
 
 async fn a_sleep_wakes_at_its_due_time(db: TestDb) {
-    let due = db::START + Duration::from_secs(60);
+    let due = db::START + Duration::from_mins(1);
     let running = db.suspended("a", db::sleep_until(due)).await;
     let life = db.life(running.id()).await;
     assert_eq!((life.status(), life.wake_at(), life.node()), (Status::Suspended, Some(due), None));
@@ -97,7 +97,7 @@ async fn a_signal_of_another_name_does_not_continue(db: TestDb) {
 async fn an_asked_cancel_continues_and_a_felt_one_does_not(db: TestDb) {
     let running = db.running("a").await;
     db.store.cancel(&db::tenant(), running.id()).await.expect("cancels");
-    let due = db::START + Duration::from_secs(60);
+    let due = db::START + Duration::from_mins(1);
     assert!(is_continue(&suspend(&db, &running, db::sleep_until(due)).await));
     db::stored(db.store.save(&running.session, db::feel("s")).await);
     assert_eq!(suspend(&db, &running, db::sleep_until(due)).await, Suspension::Suspended);
@@ -122,7 +122,7 @@ async fn a_pause_suspends_with_its_wake_held(db: TestDb) {
 }
 
 async fn the_same_suspend_again_hears_suspended(db: TestDb) {
-    let waits = db::sleep_until(db::START + Duration::from_secs(60));
+    let waits = db::sleep_until(db::START + Duration::from_mins(1));
     let running = db.suspended("a", waits.clone()).await;
     let revision = db.instance(running.id()).await.revision;
     assert_eq!(suspend(&db, &running, waits).await, Suspension::Suspended);
