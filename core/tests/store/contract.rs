@@ -6,7 +6,12 @@
 /// Runs each case on SQLite and on PostgreSQL.
 macro_rules! contract {
     ($($case:ident),+ $(,)?) => {
-        contract!(limits: dormouse_core::limits::Limits::default(); $($case),+);
+        mod sqlite {
+            $(#[tokio::test] async fn $case() { super::$case(crate::db::sqlite().await).await })+
+        }
+        mod postgres {
+            $(#[tokio::test] async fn $case() { super::$case(crate::db::postgres().await).await })+
+        }
     };
     (limits: $limits:expr; $($case:ident),+ $(,)?) => {
         mod sqlite {

@@ -42,6 +42,16 @@ enum Home {
     Server { _database: postgres::TestDatabase },
 }
 
+/// A fresh SQLite file, with the default limits.
+pub(crate) async fn sqlite() -> TestDb {
+    sqlite_with(Limits::default()).await
+}
+
+/// A fresh schema on the test's PostgreSQL server, with the default limits.
+pub(crate) async fn postgres() -> TestDb {
+    postgres_with(Limits::default()).await
+}
+
 /// A fresh SQLite file.
 pub(crate) async fn sqlite_with(limits: Limits) -> TestDb {
     let directory = tempfile::tempdir().expect("a temporary directory");
@@ -49,7 +59,7 @@ pub(crate) async fn sqlite_with(limits: Limits) -> TestDb {
     TestDb::open(database, limits, Home::Directory { _directory: directory }).await
 }
 
-/// A fresh database on the test's PostgreSQL server.
+/// A fresh schema on the test's PostgreSQL server.
 pub(crate) async fn postgres_with(limits: Limits) -> TestDb {
     let database = postgres::TestDatabase::create().await;
     let url = Database::Postgres(database.url().to_owned());
