@@ -350,6 +350,17 @@ fn ask(
     })
 }
 
+/// The number of what has no answer.
+const UNANSWERED: u64 = 0;
+
+/// Says what has no answer. Whether it arrived shows in what has one.
+fn tell(caller: &Caller<InstanceProtocol>, operation: client_frame::Operation) -> Call {
+    let caller = caller.clone();
+    Box::pin(
+        async move { (UNANSWERED, caller.send(operation.into()).await.map(|()| ServerFrame::default())) },
+    )
+}
+
 /// Serves the ledger until the connection is lost or the process's part is over.
 async fn serve(
     session: &mut Session,
@@ -376,8 +387,8 @@ async fn serve(
                     unanswered.last += 1;
                     calls.push(ask(caller, unanswered.last, request.operation.clone(), Duration::ZERO));
                     unanswered.requests.insert(unanswered.last, Pending { request, refusals: 0 });
-                } else if let Err(CallError::Lost { .. }) = caller.send(request.operation.into()).await {
-                    return Left::Lost;
+                } else {
+                    calls.push(tell(caller, request.operation));
                 }
             }
             Some((number, answer)) = calls.next(), if !calls.is_empty() => {

@@ -44,6 +44,9 @@ use crate::{
 /// Requests that may wait for the driver. Further ones wait with their senders.
 const REQUESTS: usize = 64;
 
+/// Heartbeats are passed on at most this often: core flushes them much more seldom.
+const HEARTBEAT_PACE: Duration = Duration::from_secs(1);
+
 /// How the process's part in the instance ended. The driver says it, whoever runs the process obeys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
@@ -431,6 +434,14 @@ impl Ledger {
 
     /// Tells core that the process works. Neither waited for nor repeated.
     pub(crate) fn heartbeat(&self) {
+        let now = Instant::now();
+        {
+            let mut state = self.lock();
+            if state.heartbeat_at.is_some_and(|last| now < last + HEARTBEAT_PACE) {
+                return;
+            }
+            state.heartbeat_at = Some(now);
+        }
         let event = Some(instance_event::Event::Heartbeat(instance::Heartbeat {}));
         let operation = client_frame::Operation::Event(InstanceEvent { event });
         // A full queue shows that it works, too.

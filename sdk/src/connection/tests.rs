@@ -304,3 +304,39 @@ async fn a_core_that_vanished_is_noticed_by_its_silence() {
     // Well below the transport's time-out of 20 s, which is made for connections that are merely quiet.
     assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
 }
+
+#[tokio::test]
+async fn events_progress_and_heartbeats_pass_beside_steps() {
+    let instance = Instance::new("w", ());
+    let server = instance.serve();
+    let fate = play(server.launch(), async |ctx: Context| {
+        for _ in 0..1000 {
+            ctx.heartbeat();
+        }
+        ctx.event("began", &"now").await?;
+        ctx.progress_with(1, 2, "half of it");
+        let sum = three_steps(ctx.clone()).await?;
+        ctx.progress(2, 2);
+        Ok(sum)
+    })
+    .await;
+    assert_eq!((fate, output(&instance), instance.registrations()), (Fate::Ended, 111, 1));
+    let (events, progress) = instance.core(|core| (core.events.clone(), core.progress.clone()));
+    assert_eq!(events.iter().map(|event| event.name.as_str()).collect::<Vec<_>>(), ["began"]);
+    assert_eq!(progress.map(|progress| (progress.done, progress.total)), Some((2, 2)));
+}
+
+#[tokio::test]
+async fn a_suspension_that_core_declines_goes_on_with_what_is_there() {
+    let instance = Instance::new("w", ());
+    let server = instance.serve();
+    let outside = instance.clone();
+    let fate = play(server.launch(), async move |ctx: Context| {
+        // Stored, and never pushed: the answer to the suspension brings it.
+        let payload = operation::encode("signal", &5)?;
+        outside.core(|core| core.act_now(Action::Signal { name: "n".to_owned(), payload }));
+        ctx.signal("n").await
+    })
+    .await;
+    assert_eq!((fate, output(&instance), instance.core(|core| core.attempt)), (Fate::Ended, 5, 1));
+}

@@ -94,6 +94,7 @@ pub(super) struct State {
     pub(super) suspend_after: Option<Instant>,
     pub(super) progress: Option<instance::Progress>,
     pub(super) progress_at: Option<Instant>,
+    pub(super) heartbeat_at: Option<Instant>,
     pub(super) ending: Option<Ending>,
 }
 
@@ -133,6 +134,7 @@ impl State {
             suspend_after: None,
             progress: None,
             progress_at: None,
+            heartbeat_at: None,
             ending: None,
         }
     }
