@@ -91,14 +91,17 @@ async fn a_panic_is_the_tests_panic() {
 #[tokio::test]
 async fn a_synchronous_workflow_pauses_between_steps() {
     #[expect(clippy::needless_pass_by_value, reason = "a workflow owns what it is given")]
-    fn workflow(ctx: Context, (): ()) -> Result<u32> {
-        ctx.step("long", || {
-            std::thread::sleep(Duration::from_millis(30));
-            Ok::<_, Failure>(())
-        })
-        .run()?;
-        ctx.step("attempt", || Ok::<_, Failure>(ctx.attempt())).run()
+    fn workflow(ctx: Context, n: u32) -> Result<Vec<u32>> {
+        let step = |i| {
+            let work = || {
+                std::thread::sleep(Duration::from_millis(5));
+                Ok::<_, Failure>(ctx.attempt())
+            };
+            ctx.step("attempt", work).key(i).run()
+        };
+        (0..n).map(step).collect()
     }
-    let run = Run::new(workflow).pause_after(Duration::from_millis(10)).resume_after(days(1));
-    assert_eq!(run.run().await.output::<u32>().unwrap(), 2);
+    let run = Run::new(workflow).input(200).pause_after(Duration::from_millis(10)).resume_after(days(1));
+    let attempts: Vec<u32> = run.run().await.output().unwrap();
+    assert!(attempts.is_sorted() && attempts[199] == 2, "{attempts:?}");
 }

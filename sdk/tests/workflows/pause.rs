@@ -20,11 +20,11 @@ async fn steps(ctx: Context, n: u32) -> Result<Vec<u32>> {
 
 #[tokio::test]
 async fn a_paused_instance_finishes_its_step_and_leaves_until_it_is_resumed() {
-    let run = Run::new(steps).input(4).pause_after(Duration::from_millis(15)).resume_after(days(1));
+    let run = Run::new(steps).input(40).pause_after(Duration::from_millis(15)).resume_after(days(1));
     let done = run.run().await;
     let attempts: Vec<u32> = done.output().unwrap();
     assert_eq!(done.launches(), 2);
-    assert_eq!((attempts[0], attempts[3]), (1, 2), "{attempts:?}");
+    assert!(attempts.is_sorted() && attempts[39] == 2, "{attempts:?}");
     assert!(done.elapsed() >= days(1));
 }
 
@@ -56,6 +56,6 @@ async fn a_paused_sleeper_sleeps_on_until_it_is_resumed() {
 
 #[tokio::test]
 async fn a_cancel_ends_a_pause() {
-    let run = Run::new(steps).input(4).pause_after(Duration::from_millis(15)).cancel_after(days(1));
+    let run = Run::new(steps).input(40).pause_after(Duration::from_millis(15)).cancel_after(days(1));
     assert!(run.run().await.output::<Vec<u32>>().unwrap_err().is_cancelled());
 }
