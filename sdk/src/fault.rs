@@ -1,8 +1,9 @@
 //! Named points at which a test makes a workflow's process kill itself.
 //!
 //! `DORMOUSE_SDK_KILL_AT=name` (or `name:n`) in the process's environment makes it send itself SIGKILL
-//! when it passes that point for the first (or n-th) time of this launch. Nothing is flushed, no
-//! destructor runs. Without the variable a point costs one atomic load.
+//! when it passes that point for the first (or n-th) time of this launch; `name@a` and `name:n@a` do so
+//! in attempt a alone, for an instance that is killed at the same point in each attempt gets nowhere.
+//! Nothing is flushed, no destructor runs. Without the variable a point costs one atomic load.
 //!
 //! | point | what was just done |
 //! |---|---|
@@ -57,30 +58,45 @@ points! {
 struct Target {
     point: Point,
     passes_left: AtomicU32,
+    /// 0: in each attempt.
+    attempt: u32,
 }
 
 impl Target {
-    /// Reads `name` or `name:n`.
+    /// Reads `name`, `name:n`, `name@a` or `name:n@a`.
     fn parse(text: &str) -> Option<Self> {
+        let (text, attempt) = match text.split_once('@') {
+            Some((text, attempt)) => (text, attempt.parse().ok()?),
+            None => (text, 0),
+        };
         let (name, passes) = match text.split_once(':') {
             Some((name, n)) => (name, n.parse().ok()?),
             None => (text, 1),
         };
         let point = Point::ALL.iter().copied().find(|point| point.word() == name)?;
-        Some(Self { point, passes_left: AtomicU32::new(passes) })
+        Some(Self { point, passes_left: AtomicU32::new(passes), attempt })
     }
 
     /// Whether this pass is the one.
-    fn hit(&self, point: Point) -> bool {
-        self.point == point && self.passes_left.fetch_sub(1, Ordering::Relaxed) == 1
+    fn hit(&self, point: Point, attempt: u32) -> bool {
+        let meant = self.point == point && (self.attempt == 0 || self.attempt == attempt);
+        meant && self.passes_left.fetch_sub(1, Ordering::Relaxed) == 1
     }
 }
 
 static TARGET: OnceLock<Option<Target>> = OnceLock::new();
+/// Which attempt this process is.
+static ATTEMPT: AtomicU32 = AtomicU32::new(0);
+
+/// Says which attempt this process is, before it passes any point.
+pub(crate) fn this_is_attempt(attempt: u32) {
+    ATTEMPT.store(attempt, Ordering::Relaxed);
+}
 
 /// The named point: returns, unless this process was told to die here.
 pub(crate) fn pass(point: Point) {
-    if TARGET.get_or_init(read_target).as_ref().is_some_and(|target| target.hit(point)) {
+    let target = TARGET.get_or_init(read_target).as_ref();
+    if target.is_some_and(|target| target.hit(point, ATTEMPT.load(Ordering::Relaxed))) {
         sys::kill_self();
     }
 }
@@ -104,14 +120,23 @@ mod tests {
     fn the_nth_pass_of_the_named_point_is_hit_once() {
         let target = Target::parse("step-ran:2").unwrap();
         let passes = [Point::StepRan, Point::BeforeStep, Point::StepRan, Point::StepRan];
-        assert_eq!(passes.map(|point| target.hit(point)), [false, false, true, false]);
+        assert_eq!(passes.map(|point| target.hit(point, 7)), [false, false, true, false]);
+    }
+
+    #[test]
+    fn one_attempt_alone_may_be_meant() {
+        let target = Target::parse("step-ran:2@3").unwrap();
+        let passes = [(2, false), (2, false), (3, false), (3, true), (3, false), (4, false)];
+        for (attempt, hit) in passes {
+            assert_eq!(target.hit(Point::StepRan, attempt), hit);
+        }
     }
 
     #[test]
     fn what_names_no_point_is_not_a_target() {
-        for text in ["", "nowhere", "step-ran:x", "step-ran:-1"] {
+        for text in ["", "nowhere", "step-ran:x", "step-ran:-1", "step-ran@", "step-ran@x"] {
             assert!(Target::parse(text).is_none(), "{text}");
         }
-        assert!(Target::parse("after-complete").unwrap().hit(Point::AfterComplete));
+        assert!(Target::parse("after-complete").unwrap().hit(Point::AfterComplete, 1));
     }
 }

@@ -39,6 +39,7 @@ use crate::{
     blocking, connection,
     context::Context,
     error::Result,
+    fault,
     ledger::{Ending, Fate, Ledger},
     sys,
     workflow::{Entry, Workflow, find},
@@ -133,6 +134,7 @@ impl Image {
     }
 
     fn run_instance(self, document: LaunchDocument) -> ! {
+        fault::this_is_attempt(document.attempt);
         let (started, start) = mpsc::sync_channel(1);
         let link =
             thread::Builder::new().name("dormouse-link".to_owned()).stack_size(LINK_STACK).spawn(move || {
