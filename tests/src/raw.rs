@@ -165,11 +165,25 @@ fn payload(data: &[u8]) -> Payload {
     Payload { data: data.to_vec(), encoding: "raw".to_owned(), type_name: String::new() }
 }
 
-/// The bytes that an answer to a checkpoint says are stored; none if nothing is.
-pub fn stored(answer: Outcome) -> Option<Vec<u8>> {
+/// What an answer to a checkpoint says is stored: nothing; what was sent, just now; or these bytes,
+/// from before or out of a signal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// There was no signal to take.
+    Nothing,
+    /// The request's own bytes: they do not travel back.
+    Sent,
+    /// These.
+    Bytes(Vec<u8>),
+}
+
+/// Reads that answer.
+pub fn stored(answer: Outcome) -> Stored {
     let Outcome::Checkpoint(answer) = answer else { panic!("a checkpoint was answered {answer:?}") };
-    match answer.stored?.value {
-        Some(stored_checkpoint::Value::Payload(payload)) => Some(payload.data),
-        other => panic!("stored is {other:?}"),
+    match answer.stored.map(|stored| stored.value) {
+        None => Stored::Nothing,
+        Some(None) if !answer.existed => Stored::Sent,
+        Some(Some(stored_checkpoint::Value::Payload(payload))) => Stored::Bytes(payload.data),
+        Some(other) => panic!("stored is {other:?}"),
     }
 }

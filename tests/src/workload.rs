@@ -52,7 +52,7 @@ pub struct Amount {
     pub pace_ms: u64,
     /// Seconds that a fixity audit sleeps before it writes its manifest.
     pub settle_seconds: u64,
-    /// The batch counts primes below this …
+    /// The batch searches below this …
     pub below: u64,
     /// … and saves its state after each so many numbers.
     pub block: u64,
@@ -183,8 +183,8 @@ impl Run {
 
     fn check_batch(&self, output: &Value) {
         let below = self.input["below"].as_u64().expect("we wrote it");
-        let primes = primes_below(usize::try_from(below).expect("small"));
-        assert_eq!(output["primes"], primes, "{}: {output}", self.id);
+        let (start, steps) = longest_below(usize::try_from(below).expect("small"));
+        assert_eq!(*output, json!({"start": start, "steps": steps}), "{}", self.id);
     }
 
     /// A step whose result is stored may have run in attempts up to the one that stored it, and in
@@ -285,16 +285,23 @@ fn manifest(root: &Path) -> Vec<u8> {
     text
 }
 
-fn primes_below(limit: usize) -> usize {
-    let mut composite = vec![false; limit];
-    let mut primes = 0;
-    for number in 2..limit {
-        if !composite[number] {
-            primes += 1;
-            (number * number..limit).step_by(number).for_each(|multiple| composite[multiple] = true);
+/// The smallest start below `limit` with the longest Collatz sequence, and its steps. Another way than
+/// the example's: each number's steps follow from those of a smaller one.
+fn longest_below(limit: usize) -> (usize, u64) {
+    let mut steps = vec![0_u64; limit];
+    let mut longest = (1, 0);
+    for start in 2..limit {
+        let (mut number, mut taken) = (start, 0);
+        while number >= start {
+            number = if number % 2 == 0 { number / 2 } else { 3 * number + 1 };
+            taken += 1;
+        }
+        steps[start] = taken + steps[number];
+        if steps[start] > longest.1 {
+            longest = (start, steps[start]);
         }
     }
-    primes
+    longest
 }
 
 #[cfg(test)]
@@ -302,7 +309,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn primes_are_counted() {
-        assert_eq!([2, 3, 10, 100].map(primes_below), [0, 1, 4, 25]);
+    fn sequences_are_counted() {
+        assert_eq!([2, 4, 10, 30].map(longest_below), [(1, 0), (3, 7), (9, 19), (27, 111)]);
     }
 }

@@ -6,7 +6,7 @@ use dormouse_proto::instance::{client_frame::Operation, server_frame::Outcome};
 use dormouse_tests::{
     cluster::{Cluster, Database},
     probe::Probe,
-    raw::{self, LOST, RawClient},
+    raw::{self, LOST, RawClient, Stored},
 };
 
 on_both! {
@@ -83,7 +83,7 @@ async fn refused_without_effect(cluster: &Cluster, probe: &Probe, old: &RawClien
 async fn may_still_write(cluster: &Cluster, probe: &Probe, new: &RawClient) {
     new.ask(raw::save("second", b"two")).await.expect("the newest session may write");
     let taken = new.ask(raw::take("take", "noise")).await.expect("it may take the signal");
-    assert_eq!(raw::stored(taken).as_deref(), Some(&b"\"one\""[..]));
+    assert_eq!(raw::stored(taken), Stored::Bytes(b"\"one\"".to_vec()));
     new.ask(raw::complete(b"done")).await.expect("it may end");
     let ended = cluster.until_ended(&probe.id, Status::Completed).await;
     assert_eq!(ended.output.expect("an output").data, b"done");

@@ -13,7 +13,8 @@ use dormouse_tests::{
 
 on_both! { invariant_4_each_due_wake_starts_one_process, invariant_4_also_when_the_services_are_killed_while_they_launch }
 
-const INSTANCES: usize = 20;
+/// No more than the fewest slots that a node has.
+const INSTANCES: usize = 16;
 
 async fn invariant_4_each_due_wake_starts_one_process(database: Database) {
     let cluster = Cluster::up(database).await;
@@ -39,7 +40,7 @@ async fn invariant_4_also_when_the_services_are_killed_while_they_launch(databas
     let mut cluster = Cluster::up(database).await;
     let mut probes = Vec::new();
     for round in 0..4 {
-        for number in 0..5 {
+        for number in 0..INSTANCES / 4 {
             probes.push(Probe::start(&cluster, &format!("probe-{round}-{number}")).await);
         }
         tokio::time::sleep(fault::up_to(&mut random, 60)).await;

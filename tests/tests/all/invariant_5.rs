@@ -6,7 +6,7 @@ use dormouse_tests::{
     cluster::{Cluster, Database},
     fault,
     probe::Probe,
-    raw,
+    raw::{self, Stored},
 };
 
 on_both! { invariant_5_every_signal_arrives_once_and_in_order_while_services_are_killed }
@@ -48,7 +48,9 @@ async fn invariant_5_every_signal_arrives_once_and_in_order_while_services_are_k
                         tokio::task::yield_now().await;
                     }
                     Ok(answer) => {
-                        let data = raw::stored(answer).expect("it is there");
+                        let Stored::Bytes(data) = raw::stored(answer) else {
+                            panic!("a signal has its payload")
+                        };
                         taken.push(serde_json::from_slice::<usize>(&data).expect("a number"));
                     }
                     Err(_) => break,

@@ -127,8 +127,7 @@ async fn everything_killed_at_once(database: Database) {
     for run in &mut runs {
         run.approve(&cluster).await;
         run.check(&cluster).await;
-        // A reboot is not the workflow's fault.
-        assert_eq!(cluster.get(&run.id).await.crashes, 0, "{} has crashes on its account", run.id);
+        assert!(cluster.attempts(&run.id).await <= 4, "{} was launched more often than needed", run.id);
     }
 }
 

@@ -111,6 +111,8 @@ async fn feels_it_and_ends(cluster: &Cluster, probe: &Probe, client: &RawClient)
     client.ask(raw::feel_cancel("here")).await.expect("it may feel it");
     assert_eq!(inbox(client).await.cancel, i32::from(Cancel::Felt), "{}", probe.id);
     client.ask(raw::complete(b"cleaned up")).await.expect("it may end");
+    // As the SDK would.
+    probe.crash(cluster).await;
     let instance = ended(cluster, &probe.id, Status::Cancelled).await;
     assert_eq!(instance.output.expect("its output is kept").data, b"cleaned up");
 }
@@ -182,7 +184,7 @@ async fn a_time_limit_in_every_state(database: Database) {
     {
         let instance = ended(&cluster, &probe.id, Status::Failed).await;
         let failure = instance.failure.expect("a failure");
-        assert_eq!(failure.code, "DEADLINE_EXCEEDED", "{}: {}", probe.id, failure.message);
+        assert_eq!(failure.code, "TIME_LIMIT", "{}: {}", probe.id, failure.message);
         let lived = instance.ended_at.expect("ended").since(instance.created_at.expect("created"));
         assert!(lived >= Duration::from_secs(8), "{} ended after {lived:?}", probe.id);
     }

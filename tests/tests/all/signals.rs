@@ -6,7 +6,7 @@ use dormouse_tests::{
     cluster::{Cluster, Database},
     fault,
     probe::Probe,
-    raw,
+    raw::{self, Stored},
     workload::{Amount, Example, Run},
 };
 
@@ -32,7 +32,7 @@ async fn a_signal_while_a_launch_is_under_way_starts_no_second_attempt(database:
     send(1).await;
     for number in 0..2 {
         let taken = client.ask(raw::take(&format!("take-{number}"), "go")).await.expect("it runs");
-        assert_eq!(raw::stored(taken), Some(number.to_string().into_bytes()));
+        assert_eq!(raw::stored(taken), Stored::Bytes(number.to_string().into_bytes()));
     }
     // Suspended for it: this one wakes, and those behind it come while it is being launched.
     probe.suspend_for(&cluster, &client, "go").await;
@@ -45,10 +45,10 @@ async fn a_signal_while_a_launch_is_under_way_starts_no_second_attempt(database:
     assert_eq!(registered.inbox.expect("an inbox").unread.len(), 4);
     for number in 2..6 {
         let taken = client.ask(raw::take(&format!("take-{number}"), "go")).await.expect("it runs");
-        assert_eq!(raw::stored(taken), Some(number.to_string().into_bytes()));
+        assert_eq!(raw::stored(taken), Stored::Bytes(number.to_string().into_bytes()));
     }
     let nothing = client.ask(raw::take("take-6", "go")).await.expect("it runs");
-    assert_eq!(raw::stored(nothing), None, "a signal was consumed twice");
+    assert_eq!(raw::stored(nothing), Stored::Nothing, "a signal was consumed twice");
     client.ask(raw::complete(b"")).await.expect("it may end");
     cluster.until_ended("probe", Status::Completed).await;
     assert_eq!((cluster.attempts("probe").await, probe.launches()), (2, 2));
