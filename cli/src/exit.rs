@@ -1,8 +1,11 @@
 //! Exit codes: a documented table, and the one place that turns an error into one.
 
-use std::{fmt, process::ExitCode};
+use std::{error::Error as StdError, fmt, process::ExitCode};
 
+use dormouse_core::{server, store};
+use dormouse_environment::{node::DirectoryError, service};
 use dormouse_management_sdk::{Code, Error as ClientError, Instance, Status};
+use dormouse_proto::{code::Coded, identity::IdentityError};
 
 /// What the command ends with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +76,9 @@ impl Exit {
         if error.is::<Usage>() {
             return Self::Usage;
         }
+        if let Some(code) = error.chain().find_map(service_code) {
+            return if code == Code::Internal { Self::Internal } else { Self::Refused };
+        }
         match error.chain().find_map(|cause| cause.downcast_ref::<ClientError>()) {
             Some(ClientError::Refused { code: Code::Internal, .. }) | None => Self::Internal,
             Some(ClientError::Refused { .. }) => Self::Refused,
@@ -101,11 +107,24 @@ impl fmt::Display for Usage {
     }
 }
 
-impl std::error::Error for Usage {}
+impl StdError for Usage {}
+
+/// The code of an error of the services that were to run in this process, if it is one.
+fn service_code(cause: &(dyn StdError + 'static)) -> Option<Code> {
+    fn of<E: Coded + 'static>(cause: &(dyn StdError + 'static)) -> Option<Code> {
+        cause.downcast_ref::<E>().map(Coded::code)
+    }
+    of::<DirectoryError>(cause)
+        .or_else(|| of::<IdentityError>(cause))
+        .or_else(|| of::<store::Error>(cause))
+        .or_else(|| of::<server::Error>(cause))
+        .or_else(|| of::<service::Error>(cause))
+}
 
 /// The error in one line, with its causes; a refusal begins with its code.
 pub(crate) fn sentence(error: &anyhow::Error) -> String {
-    let mut text = String::new();
+    let refusal = error.chain().find_map(service_code).filter(|code| *code != Code::Internal);
+    let mut text = refusal.map(|code| code.as_str().to_owned()).unwrap_or_default();
     for cause in error.chain() {
         let part = match cause.downcast_ref::<ClientError>() {
             Some(ClientError::Refused { code, message, .. }) => format!("{}: {message}", code.as_str()),

@@ -7,20 +7,27 @@ use anyhow::Context;
 use clap::Parser;
 use dormouse_core::store::{Database, Store};
 use dormouse_environment::{
-    node::DataDirectory,
-    service::{Core, Options, Service},
+    node::{DataDirectory, DirectoryError},
+    service::{self, Core, Options, Service},
 };
-use dormouse_proto::identity::Authority;
+use dormouse_proto::{
+    code::{Code, Coded},
+    identity::{Authority, IdentityError},
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
+
+const REFUSED: u8 = 3;
+const INTERRUPTED: i32 = 130;
 
 /// The Dormouse environment: launches and supervises workflows, and answers controllers.
 #[derive(Debug, Parser)]
 #[command(
     name = "dormouse-environment",
     version,
-    after_help = "Exit codes: 0 stopped, 1 could not go on, 2 wrong usage."
+    after_help = "Exit codes: 0 stopped, 1 could not go on, 2 wrong usage, 3 refused: the address, the directory, the \
+                  certificates or the database cannot be used, 130 stopped by a second signal, without waiting."
 )]
 struct Args {
     /// Where everything is kept
@@ -60,8 +67,26 @@ fn main() -> ExitCode {
         Err(error) => {
             // The last words: nothing is left that a failing stderr could harm.
             eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            exit_code(&error)
         }
+    }
+}
+
+/// By the code of what failed: the address, the directory, the certificates or the database cannot
+/// be used as they are, or something of ours is broken.
+fn exit_code(error: &anyhow::Error) -> ExitCode {
+    let code = if let Some(error) = error.downcast_ref::<DirectoryError>() {
+        Some(error.code())
+    } else if let Some(error) = error.downcast_ref::<dormouse_core::store::Error>() {
+        Some(error.code())
+    } else if let Some(error) = error.downcast_ref::<service::Error>() {
+        Some(error.code())
+    } else {
+        error.downcast_ref::<IdentityError>().map(Coded::code)
+    };
+    match code {
+        None | Some(Code::Internal) => ExitCode::FAILURE,
+        Some(_) => ExitCode::from(REFUSED),
     }
 }
 
@@ -112,7 +137,7 @@ fn stop_signals() -> anyhow::Result<CancellationToken> {
         info!("stopping; workflows go on and are adopted at the next start");
         stop.cancel();
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-        std::process::exit(1);
+        std::process::exit(INTERRUPTED);
     });
     Ok(shutdown)
 }
