@@ -106,7 +106,7 @@ impl World {
     fn controller_actions(&self, out: &mut Vec<Action>) {
         if self.budget.endings > 0 {
             out.extend([Action::Stop, Action::LimitPasses]);
-            if matches!(self.row.life.cancel, Cancel::Asked { .. }) {
+            if self.row.life.cancel != Cancel::No {
                 let known = (0..self.procs.len()).filter(|proc| self.is_watched_over(&self.procs[*proc]));
                 out.extend(known.map(|proc| Action::GracePasses { proc }));
             }

@@ -5,6 +5,8 @@
 //! answers, is bent as code without that rule would have it. The other mistakes are those of
 //! nodes and processes, and live in `actions`.
 
+use std::time::Duration;
+
 use dormouse_core::domain::{
     id::{Attempt, Name, NodeId},
     instance::{Cancel, End, Exit, Life, Refusal, Rest, State, Suspend, Writer},
@@ -57,10 +59,11 @@ bugs! {
     ExitWithoutAttempt "exit report not guarded by the attempt", SLEEP => OldExitTouchesNothing;
     ExitWithoutState "exit report guarded by the attempt, not by the state", SLEEP => OwnRecordStays;
     ProgressIsIgnored "all crashes are counted, also those before a checkpoint", TWO_FAULTS => CrashesAreCountedInARow;
+    SuspendKeepsCrashes "crashes before a suspension are counted", PAUSE => CrashesAreCountedInARow;
     SettleForgetsProgress "crashes before what a lost attempt saved are counted", CRASHES => CrashesAreCountedInARow;
     ExitIgnoresCancel "crashes fail an instance that is being cancelled", ENDINGS => CancelledIsNotFailed;
     ClaimKeepsAttempt "a claim does not raise the attempt", SLEEP => WaitsForWhatIsMissing;
-    SignalWakesClaimed "a signal sets the wake of an open row", SIGNALS => ClaimedOnce;
+    SignalWakesClaimed "a signal sets the wake of an open row", SIGNALS => ClaimedOnce | OpenWakeStays;
     RegisterReopens "register accepts a suspended row that nobody claimed", SLEEP => GetsHome | GetsHomeWithoutNode;
     NoAttemptFence "writes name the session only, not the attempt", SLEEP => OnlyTheWriterWrites | ZombiesAreFenced;
     NoSessionFence "writes name the attempt only, not the session", SLEEP => OnlyTheWriterWrites | WaitsForWhatIsMissing;
@@ -69,6 +72,9 @@ bugs! {
     PauseClearsWake "pausing clears the wake", PAUSE => Shape | GetsHome;
     CancelWakesCleanUp "a second cancel wakes a clean-up that sleeps", CLEAN_UP => WokenForAReason;
     ReasonIgnoresCancel "the reason of a wake does not look at a cancel", CLEAN_UP => ReasonIsTrue;
+    CancelWakesClaimed "a cancel sets the wake of an open row", PAUSE_AND_CANCEL => OpenWakeStays;
+    OverdueIgnoresAttempt "a grace is not guarded by the attempt", ENDINGS => GraceIsKept;
+    OverdueIgnoresFelt "a grace ends who has felt its cancel", ENDINGS => GraceIsKept;
     SignalWakesAll "a signal wakes who waits for something else", SIGNALS => WokenForAReason;
     PendingSuspends "a first launch that fails leaves the row suspended", SLEEP => PendingUntilRegistered;
     RetryKeepsWait "a failed relaunch keeps the old wait", SIGNALS => SignalWakes;
@@ -150,6 +156,10 @@ pub(crate) fn suspend(bug: Bug, row: &Row, by: Writer, waits: Waits) -> Result<S
         }
         (Bug::SuspendRepeatNone, State::Suspended { .. }) => Err(Refusal::Fenced { by }),
         (Bug::SuspendRepeatAny, State::Suspended { .. }) if life.attempt == by.attempt => Ok(Suspend::Again),
+        (Bug::SuspendKeepsCrashes, _) => {
+            let answer = life.suspend(by, waits, unread, NOW)?;
+            Ok(stored(answer, |next| next.crashes = life.crashes))
+        }
         (Bug::PauseParksWithoutWake, _) if waits.for_resume() => {
             let blind = Life { paused: true, ..life.clone() };
             let answer = blind.suspend(by, waits, unread, NOW)?;
@@ -230,11 +240,10 @@ fn requeued(bug: Bug, before: &Life, next: Life) -> Life {
 /// A signal, stored already, of the only name there is.
 pub(crate) fn signal(bug: Bug, life: &Life, name: &Name) -> Result<Life, Refusal> {
     match &life.state {
-        State::Launching { node, from: Rest::Suspended(waits), .. }
+        State::Launching { from: Rest::Suspended(waits), .. }
             if bug == Bug::SignalWakesClaimed && waits.for_signal(name) =>
         {
-            let from = Rest::Suspended(waits.clone());
-            Ok(Life { state: State::Launching { node: node.clone(), until: NOW, from }, ..life.clone() })
+            Ok(launched_again(life.clone()))
         }
         State::Suspended { .. } if bug == Bug::SignalWakesAll => {
             let mut next = life.signal(name, NOW)?;
@@ -245,9 +254,17 @@ pub(crate) fn signal(bug: Bug, life: &Life, name: &Name) -> Result<Life, Refusal
     }
 }
 
+fn launched_again(mut life: Life) -> Life {
+    if let State::Launching { until, .. } = &mut life.state {
+        *until = NOW;
+    }
+    life
+}
+
 pub(crate) fn cancel(bug: Bug, life: &Life) -> Result<Life, Refusal> {
     let next = life.cancel(NOW)?;
     match bug {
+        Bug::CancelWakesClaimed => Ok(launched_again(next)),
         Bug::CancelWakesCleanUp => {
             let mut next = next;
             set_wake(&mut next, true);
@@ -255,6 +272,17 @@ pub(crate) fn cancel(bug: Bug, life: &Life) -> Result<Life, Refusal> {
         }
         Bug::PauseHoldsCancel if next.outcome().is_none() => Ok(Life { paused: life.paused, ..next }),
         _ => Ok(next),
+    }
+}
+
+pub(crate) fn overdue(bug: Bug, late: &Life, of: Attempt, grace: Duration) -> Option<Life> {
+    match bug {
+        Bug::OverdueIgnoresAttempt => late.cancel_overdue(late.attempt, grace, NOW),
+        Bug::OverdueIgnoresFelt if late.cancel == Cancel::Felt => {
+            let asked = Life { cancel: Cancel::Asked { since: NOW - grace }, ..late.clone() };
+            asked.cancel_overdue(of, grace, NOW)
+        }
+        _ => late.cancel_overdue(of, grace, NOW),
     }
 }
 

@@ -109,13 +109,13 @@ const CLEAN_UP: Scenario = Scenario {
     crashed: 0,
 };
 const PAUSE: Scenario = Scenario {
-    name: "sleep, pause",
+    name: "sleep, pause, crashed before",
     script: &[Op::Sleep],
     clean_up: &[],
     budget: Budget { faults: 1, pauses: 1, ..QUIET },
     attempts: 2,
     crash_limit: 1,
-    crashed: 0,
+    crashed: 1,
 };
 const ENDINGS: Scenario = Scenario {
     name: "step, cancel, endings from outside",

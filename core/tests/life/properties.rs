@@ -1,11 +1,11 @@
 //! What must hold in every reachable state. [`Healer`] ends all faults and runs on, so that
 //! "never stuck" is a property of one state: from here, with faults over, it gets home.
 
-use std::rc::Rc;
+use std::{rc::Rc, time::Duration};
 
 use dormouse_core::domain::{
     id::{Attempt, Session},
-    instance::{Cancel, State, Status},
+    instance::{Cancel, Exit, Life, State, Status},
     outcome::{EndedBy, Outcome},
     wake::{Wait, Waits},
 };
@@ -13,8 +13,8 @@ use dormouse_core::domain::{
 use crate::{
     actions::{Action, Rules},
     mix::ByFingerprint,
-    row::operation,
-    state::{Breaches, Budget, Phase, Power, Request, Row, World},
+    row::{approval, operation, policy},
+    state::{Breaches, Budget, FUTURE, NOW, Phase, Power, Request, Row, World, node_id},
 };
 
 /// What holds always. The numbers are those of the invariants.
@@ -28,11 +28,13 @@ pub(crate) enum Property {
     OnlyTheWriterWrites,
     /// 4: a due wake is claimed once, never while a launch, a run or a pause is under way.
     ClaimedOnce,
+    /// 4: only its deadline makes an open row due.
+    OpenWakeStays,
     /// 5: a signal's result is saved exactly once, in order.
     SignalsOnceInOrder,
     /// 5: a suspended instance with an unread signal it waits for has a due wake.
     SignalWakes,
-    /// 6: an ending never changes.
+    /// 6: an ending never changes: who has ended refuses every request.
     EndingsAreFinal,
     /// 7: each state has exactly the facts it needs.
     Shape,
@@ -54,6 +56,8 @@ pub(crate) enum Property {
     CrashesAreCountedInARow,
     /// Crashes end an instance that is being cancelled as CANCELLED.
     CancelledIsNotFailed,
+    /// Nobody is killed before the grace is over, once the cancel is felt, or for an older attempt.
+    GraceIsKept,
     /// No signal wakes who does not wait for it, no second cancel wakes a clean-up.
     WokenForAReason,
     /// An attempt is told truly why it is launched.
@@ -67,11 +71,12 @@ pub(crate) enum Property {
 }
 
 impl Property {
-    pub(crate) const ALL: [Self; 22] = [
+    pub(crate) const ALL: [Self; 24] = [
         Self::AcknowledgedIsStored,
         Self::ZombiesAreFenced,
         Self::OnlyTheWriterWrites,
         Self::ClaimedOnce,
+        Self::OpenWakeStays,
         Self::SignalsOnceInOrder,
         Self::SignalWakes,
         Self::EndingsAreFinal,
@@ -85,6 +90,7 @@ impl Property {
         Self::RepeatsAreAnswered,
         Self::CrashesAreCountedInARow,
         Self::CancelledIsNotFailed,
+        Self::GraceIsKept,
         Self::WokenForAReason,
         Self::ReasonIsTrue,
         Self::OldExitTouchesNothing,
@@ -99,6 +105,7 @@ impl Property {
             Self::ZombiesAreFenced => !breaches.zombie_acknowledged,
             Self::OnlyTheWriterWrites => !breaches.not_the_writer_acknowledged,
             Self::ClaimedOnce => !breaches.claimed_twice,
+            Self::OpenWakeStays => !breaches.open_wake_moved,
             Self::SignalsOnceInOrder => {
                 let without_gaps = row.taken & row.taken.wrapping_add(1) == 0;
                 !breaches.signal_taken_twice && !breaches.signal_lost && without_gaps
@@ -107,7 +114,7 @@ impl Property {
                 let waits = row.asleep().is_some_and(|waits| waits.signals().next().is_some());
                 !(waits && row.unread()) || row.wake_has_come()
             }
-            Self::EndingsAreFinal => !breaches.ending_changed,
+            Self::EndingsAreFinal => !breaches.ending_changed && (!row.has_ended() || refuses_all(&row.life)),
             Self::Shape => shape(row),
             Self::PendingUntilRegistered => {
                 let pending = row.life.status() == Status::Pending;
@@ -138,6 +145,7 @@ impl Property {
                 );
                 !crashed || row.life.cancel == Cancel::No
             }
+            Self::GraceIsKept => !breaches.grace_cut && !row.is_killed_early(row.life.attempt),
             Self::WokenForAReason => !breaches.woken_for_nothing,
             Self::ReasonIsTrue => !breaches.reason_is_wrong,
             Self::OldExitTouchesNothing => !breaches.old_exit_touched_row,
@@ -174,6 +182,28 @@ impl Reached {
     }
 }
 
+/// Each request that an ended row may still get. Writes are looked at as they are delivered.
+fn refuses_all(life: &Life) -> bool {
+    let crashed = Exit::Crashed { newest_checkpoint: life.attempt };
+    let given_back = Exit::GivenBack { retry_in: Duration::ZERO };
+    let limited = Life { deadline_at: Some(NOW), ..life.clone() };
+    let changed = [
+        life.signal(&approval(), NOW).ok(),
+        life.pause().ok(),
+        life.resume().ok(),
+        life.cancel(NOW).ok(),
+        life.stop(NOW).ok(),
+        life.register(life.attempt, NOW).ok(),
+        life.claim(&node_id(0), FUTURE, NOW),
+        life.exited(life.attempt, crashed, &policy(0), NOW),
+        life.exited(life.attempt, given_back, &policy(0), NOW),
+        life.settle(&node_id(0), life.attempt, NOW),
+        life.cancel_overdue(life.attempt, Duration::ZERO, NOW),
+        limited.expire(NOW),
+    ];
+    changed.iter().all(Option::is_none)
+}
+
 /// The CHECKs of the table.
 fn shape(row: &Row) -> bool {
     let life = &row.life;
@@ -181,7 +211,8 @@ fn shape(row: &Row) -> bool {
     match life.status() {
         Status::Ended(_) => !wake && !node && !open && !life.paused,
         Status::Running => !wake && node && !open && life.waits().is_none(),
-        Status::Pending => wake && open == node && life.waits().is_none(),
+        // A cancel ends at once what never ran: there is nobody to feel it.
+        Status::Pending => wake && open == node && life.waits().is_none() && life.cancel == Cancel::No,
         Status::Suspended => {
             let Some(waits) = life.waits() else { return false };
             let signals_alone = waits.earliest_due().is_none() && !waits.for_resume() && !waits.for_retry();

@@ -207,14 +207,19 @@ impl Row {
     }
 
     /// The grace of a cancel passes, and the node of attempt `of` looks.
-    pub(crate) fn grace_passes(&mut self, of: Attempt) {
+    pub(crate) fn grace_passes(&mut self, of: Attempt, bug: Bug) {
         let mut late = self.life.clone();
         if let Cancel::Asked { since } = &mut late.cancel {
             *since = NOW - STEP;
         }
-        if let Some(next) = late.cancel_overdue(of, STEP, NOW) {
+        if let Some(next) = bugs::overdue(bug, &late, of, STEP) {
             self.life = next;
         }
+    }
+
+    /// The node of attempt `of` looks, and the grace is not over.
+    pub(crate) fn is_killed_early(&self, of: Attempt) -> bool {
+        self.life.cancel_overdue(of, STEP, NOW).is_some()
     }
 
     /// Whether this suspend or ending is what the row says already.
@@ -283,6 +288,6 @@ pub(crate) fn operation(pos: u8) -> Name {
 }
 
 /// The only signal there is.
-fn approval() -> Name {
+pub(crate) fn approval() -> Name {
     Name::parse("signal.name", "approval").expect("a word is a name")
 }

@@ -230,6 +230,8 @@ pub(crate) struct Breaches {
     pub(crate) failed_too_early: bool,
     pub(crate) woken_for_nothing: bool,
     pub(crate) reason_is_wrong: bool,
+    pub(crate) grace_cut: bool,
+    pub(crate) open_wake_moved: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

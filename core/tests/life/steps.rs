@@ -2,7 +2,7 @@
 
 use dormouse_core::domain::{
     id::{Attempt, Session},
-    instance::{Cancel, State, Writer},
+    instance::{Cancel, Life, State, Writer},
     wake::{Waits, WakeReason},
 };
 
@@ -19,6 +19,11 @@ impl World {
         next.step(action, rules);
         if self.row.has_ended() && next.row.life != self.row.life {
             next.breaches.ending_changed = true;
+        }
+        let same_launch = |life: &Life| life.is_open() && life.attempt == self.row.life.attempt;
+        let moved = next.row.life.wake_at() != self.row.life.wake_at();
+        if same_launch(&self.row.life) && same_launch(&next.row.life) && moved {
+            next.breaches.open_wake_moved |= action != Action::LaunchDeadlinePasses;
         }
         next.tidy();
         next
@@ -106,10 +111,17 @@ impl World {
             }
             Action::GracePasses { proc } => {
                 budget.endings -= 1;
-                self.row.grace_passes(self.procs[proc].attempt);
+                self.grace_passes(self.procs[proc].attempt, bug);
             }
             _ => self.row.resume(bug),
         }
+    }
+
+    fn grace_passes(&mut self, of: Attempt, bug: Bug) {
+        let before = self.row.life.clone();
+        self.row.grace_passes(of, bug);
+        let wrongly = before.cancel == Cancel::Felt || before.attempt != of;
+        self.breaches.grace_cut |= self.row.life != before && wrongly;
     }
 
     fn claim(&mut self, n: usize, reply_lost: bool, bug: Bug) {
