@@ -313,22 +313,24 @@ async fn drive(
     let mut keeper = pin!(keep(Arc::clone(ledger)));
     loop {
         let action_in = core.next_action_in();
-        tokio::select! {
-            Some(request) = requests.recv() => match core.handle(&request.operation) {
-                Answer::Outcome(outcome) => {
-                    if let Some(fate) = ledger.answered(request, *outcome) {
-                        return Cut::Fate(fate);
-                    }
-                }
-                Answer::Crash => return Cut::Crash,
-                Answer::Nothing => {}
-            },
+        let request = tokio::select! {
+            Some(request) = requests.recv() => Some(request),
             refusal = keeper.as_mut() => panic!("{refusal}"),
-            () = tokio::time::sleep(action_in.unwrap_or_default()), if action_in.is_some() => {
-                if core.act() && pushes {
-                    ledger.pushed(dormouse_proto::instance::server_frame::Outcome::Inbox(core.inbox()));
+            () = tokio::time::sleep(action_in.unwrap_or_default()), if action_in.is_some() => None,
+        };
+        // Before the request is answered: on a busy machine its turn may come late.
+        if core.act() && pushes {
+            ledger.pushed(dormouse_proto::instance::server_frame::Outcome::Inbox(core.inbox()));
+        }
+        let Some(request) = request else { continue };
+        match core.handle(&request.operation) {
+            Answer::Outcome(outcome) => {
+                if let Some(fate) = ledger.answered(request, *outcome) {
+                    return Cut::Fate(fate);
                 }
             }
+            Answer::Crash => return Cut::Crash,
+            Answer::Nothing => {}
         }
     }
 }
