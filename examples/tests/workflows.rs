@@ -230,7 +230,8 @@ async fn an_order_that_is_cancelled_anywhere_leaves_nothing_behind() {
 
             let done = run.cancel_after(Duration::from_millis(200)).run().await;
 
-            let shipped = checkpoint == 5 && !before;
+            // On a busy machine the cancel may come even before the crash.
+            let shipped = done.output::<Receipt>().is_ok_and(|receipt| receipt.status == "shipped");
             for (effect, undo) in [("reserve", "release"), ("charge", "refund"), ("ship", "recall")] {
                 let (done, undone) = (booked(ledger.path(), effect), booked(ledger.path(), undo));
                 assert_eq!(
