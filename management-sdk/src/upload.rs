@@ -70,10 +70,20 @@ impl Client {
         };
         let mut patience = Patience::new(self.patience());
         loop {
-            let link = self.link().await?;
-            match send(&link, path, &begin, &mut progress).await {
-                Err(error) if worth_another(&error) && patience.pause().await => self.forget(&link).await,
-                answer => return answer,
+            let failed = match self.link().await {
+                Ok(link) => match send(&link, path, &begin, &mut progress).await {
+                    Err(error) if worth_another(&error) => {
+                        self.forget(&link).await;
+                        error
+                    }
+                    answer => return answer,
+                },
+                // The services may be on their way back.
+                Err(error) if error.retryable() => error,
+                Err(error) => return Err(error),
+            };
+            if !patience.pause().await {
+                return Err(failed);
             }
         }
     }
