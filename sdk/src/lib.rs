@@ -98,8 +98,13 @@ pub const fn minutes(n: u64) -> Duration {
 /// dormouse_sdk::main!(shop::order, refund as "refund-an-order", report);
 /// ```
 ///
-/// `main!(order; threads = 4)` gives the asynchronous ones a runtime with four worker threads, see
-/// [`Image::threads`].
+/// The asynchronous ones may get a runtime with several worker threads, see [`Image::threads`]:
+///
+/// ```no_run
+/// # use dormouse_sdk::{Context, Result};
+/// # async fn order(_: Context, _: ()) -> Result<()> { Ok(()) }
+/// dormouse_sdk::main!(order; threads = 4);
+/// ```
 #[macro_export]
 macro_rules! main {
     ($($workflow:path $(as $name:literal)?),+ $(,)? $(; threads = $threads:expr)?) => {
