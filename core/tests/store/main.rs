@@ -13,3 +13,4 @@
 mod contract;
 mod db;
 mod postgres;
+mod random;
