@@ -19,7 +19,9 @@ use tempfile::TempDir;
 
 use crate::{
     binaries::binary,
-    fault, postgres,
+    fault,
+    guard::Guard,
+    postgres,
     process::{self, Pid, Service},
     wait,
 };
@@ -86,6 +88,8 @@ pub struct Cluster {
     rows: Rows,
     client: Option<Client>,
     variables: Vec<(String, String)>,
+    /// For the case that this process is killed.
+    guard: Option<Guard>,
     dir: TempDir,
 }
 
@@ -111,8 +115,9 @@ impl Cluster {
 
     async fn ready(layout: Layout, rows: Rows) -> Self {
         let dir = tempfile::Builder::new().prefix("dormouse.").tempdir().expect("a temporary directory");
-        let mut cluster =
-            Self { running: Vec::new(), layout, rows, client: None, variables: Vec::new(), dir };
+        let guard = Some(Guard::killing_all_of(dir.path()));
+        let (running, variables) = (Vec::new(), Vec::new());
+        let mut cluster = Self { running, layout, rows, client: None, variables, guard, dir };
         cluster.start_services().await;
         cluster
     }
@@ -284,7 +289,12 @@ impl Cluster {
         let what = format!("{id} {what}");
         wait::until(&what, async || {
             let instance = self.client().instance(id).await.map_err(chain)?;
-            if wanted(&instance) { Ok(instance) } else { Err(described(&instance)) }
+            if wanted(&instance) {
+                return Ok(instance);
+            }
+            // Final: what is waited for will not come.
+            assert!(!instance.status.ended(), "waited until {what}; but {}", described(&instance));
+            Err(described(&instance))
         })
         .await
     }
@@ -388,6 +398,7 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         self.kill_everything();
+        self.guard.take().into_iter().for_each(Guard::dismiss);
         if let Rows::Shared { name, .. } = &self.rows {
             let statement = format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)");
             if let Err(error) = in_own_runtime(administer(statement)) {

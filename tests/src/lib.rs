@@ -16,6 +16,7 @@
 pub mod binaries;
 pub mod cluster;
 pub mod fault;
+pub mod guard;
 pub mod postgres;
 pub mod probe;
 pub mod process;

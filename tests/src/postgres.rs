@@ -10,14 +10,14 @@ use std::{
         process::CommandExt,
     },
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     sync::OnceLock,
     time::Duration,
 };
 
 use nix::unistd::{Uid, User};
 
-use crate::{fault, process::Pid, wait};
+use crate::{fault, guard::Guard, process::Pid, wait};
 
 /// The URL of a running server's superuser; `./test` sets it.
 pub const URL_VARIABLE: &str = "DORMOUSE_TEST_POSTGRES";
@@ -25,6 +25,15 @@ pub const URL_VARIABLE: &str = "DORMOUSE_TEST_POSTGRES";
 pub const BIN_VARIABLE: &str = "DORMOUSE_TEST_POSTGRES_BIN";
 
 const OLDEST: u32 = 14;
+
+/// Stops the server in `dir`, and removes the directory.
+const STOP_AND_REMOVE: &str = r#"
+    pid=$(head -n 1 "$dir/data/postmaster.pid" 2>/dev/null) && kill -QUIT "$pid" 2>/dev/null
+    for look in $(seq 200); do
+        [ -e "$dir/data/postmaster.pid" ] && kill -0 "$pid" 2>/dev/null || break
+        sleep 0.05
+    done
+    rm -rf "$dir""#;
 
 /// The URL of a server that every test may use: the one that [`URL_VARIABLE`] names, else one that
 /// is started now and lives as long as this test process.
@@ -56,7 +65,7 @@ pub struct Server {
     bin: PathBuf,
     /// Stops the server and removes the directory when the pipe to it closes: at the drop, and
     /// also when this process is killed.
-    guard: Child,
+    _guard: Guard,
 }
 
 impl Server {
@@ -67,7 +76,7 @@ impl Server {
         let dir = tempfile::Builder::new().prefix("dormouse-pg.").tempdir_in("/tmp").expect("a directory");
         let dir = dir.keep();
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).expect("own directory");
-        let server = Self { guard: guard(&dir, &bin), dir, bin };
+        let server = Self { _guard: Guard::of(&dir, STOP_AND_REMOVE), dir, bin };
         for folder in ["data", "socket"] {
             let path = server.dir.join(folder);
             fs::create_dir(&path).expect("own directory");
@@ -158,30 +167,6 @@ impl Server {
             panic!("{program} failed, {status}: {said}\n{log}");
         }
     }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        drop(self.guard.stdin.take());
-        if let Err(error) = self.guard.wait() {
-            eprintln!("the guard of {} was lost: {error}", self.dir.display());
-        }
-    }
-}
-
-/// A shell that waits for the end of its input, whoever causes it, then cleans up.
-fn guard(dir: &Path, bin: &Path) -> Child {
-    let script = r#"trap "" HUP INT TERM; cat >/dev/null; cd /
-        pid=$(head -n 1 "$1/data/postmaster.pid" 2>/dev/null) && kill -QUIT "$pid" 2>/dev/null
-        for look in $(seq 200); do
-            [ -e "$1/data/postmaster.pid" ] && kill -0 "$pid" 2>/dev/null || break
-            sleep 0.05
-        done
-        rm -rf "$1""#;
-    let mut command = Command::new("sh");
-    command.args(["-c", script, "guard"]).arg(dir).arg(bin);
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
-    command.spawn().expect("there is a shell")
 }
 
 /// PostgreSQL refuses to run as root.

@@ -33,7 +33,7 @@ async fn wakes_on_time(wrong_by: &str) {
     assert!(begun.since(true_now).max(true_now.since(begun)).as_secs() < 60, "health tells the wrong clock");
 
     cluster.push(Example::Fixity.program()).await;
-    let amount = Amount { settle_seconds: 4, ..Amount::default() };
+    let amount = Amount { settle_seconds: 6, ..Amount::default() };
     let (run, start) = Run::prepare(&cluster, Example::Fixity, "audit", &amount, &[]);
     // A limit that both wrong clocks would break or stretch.
     cluster.start(start.limit(std::time::Duration::from_mins(10))).await;

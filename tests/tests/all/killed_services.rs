@@ -113,7 +113,7 @@ async fn everything_killed_at_once(database: Database) {
     for example in Example::ALL {
         cluster.push(example.program()).await;
     }
-    let amount = Amount { files: 300, pace_ms: 40, below: 6_000_000, ..Amount::default() };
+    let amount = Amount { files: 300, pace_ms: 40, below: 1_500_000, ..Amount::default() };
     let mut runs = Vec::new();
     for example in Example::ALL {
         runs.push(Run::start(&cluster, example, example.program(), &amount, &[]).await);

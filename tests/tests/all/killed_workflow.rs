@@ -98,7 +98,7 @@ async fn fixity_at_random_moments(database: Database) {
 }
 
 async fn batch_at_random_moments(database: Database) {
-    at_random_moments(database, Example::Batch, &Amount { below: 6_000_000, ..Amount::default() }).await;
+    at_random_moments(database, Example::Batch, &Amount { below: 1_500_000, ..Amount::default() }).await;
 }
 
 /// Kills whatever process there is, again and again; then lets it end.
