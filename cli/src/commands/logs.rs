@@ -1,9 +1,6 @@
 //! `logs`: what an instance printed, its stdout on stdout and its stderr on stderr.
 
-use std::{
-    io::{self, Write},
-    time::Duration,
-};
+use std::io::{self, Write};
 
 use dormouse_management_sdk::{Client, LogChunk, LogRead, Stream};
 use tokio::sync::mpsc;
@@ -28,11 +25,8 @@ pub(crate) async fn logs(ctx: &Ctx, args: Logs) -> anyhow::Result<Exit> {
     }
     for stream in streams {
         match (args.tail, args.attempt) {
-            (Some(lines), _) => {
-                let chunk = client.read_log(&id, &LogRead::tail(stream, lines)).await?;
-                show(&ctx.screen, stream, &chunk)?;
-            }
-            (None, Some(attempt)) => one_attempt(&client, ctx, &id, attempt, stream).await?,
+            (Some(lines), _) => the_last(&client, ctx, &id, stream, lines).await?,
+            (None, Some(attempt)) => read_on(&client, ctx, &id, LogRead::from_start(attempt, stream)).await?,
             (None, None) => {
                 let mut all = client.follow_log(&id, 1, stream);
                 all.drain();
@@ -45,20 +39,25 @@ pub(crate) async fn logs(ctx: &Ctx, args: Logs) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-async fn one_attempt(
-    client: &Client,
-    ctx: &Ctx,
-    id: &str,
-    attempt: u32,
-    stream: Stream,
-) -> anyhow::Result<()> {
-    let mut read = LogRead { wait: Duration::ZERO, ..LogRead::from_start(attempt, stream) };
+async fn the_last(client: &Client, ctx: &Ctx, id: &str, stream: Stream, lines: u32) -> anyhow::Result<()> {
+    let chunk = client.read_log(id, &LogRead::tail(stream, lines)).await?;
+    show(&ctx.screen, stream, &chunk)?;
+    if chunk.attempt == 0 {
+        return Ok(());
+    }
+    // Long lines may be more than one answer holds.
+    let rest = LogRead { offset: chunk.next_offset, ..LogRead::from_start(chunk.attempt, stream) };
+    read_on(client, ctx, id, rest).await
+}
+
+/// An attempt's output from an offset to its present end.
+async fn read_on(client: &Client, ctx: &Ctx, id: &str, mut read: LogRead) -> anyhow::Result<()> {
     loop {
         let chunk = client.read_log(id, &read).await?;
-        if chunk.attempt != attempt || chunk.data.is_empty() {
+        if chunk.attempt != read.attempt || chunk.data.is_empty() {
             return Ok(());
         }
-        show(&ctx.screen, stream, &chunk)?;
+        show(&ctx.screen, read.stream, &chunk)?;
         read.offset = chunk.next_offset;
     }
 }
