@@ -97,10 +97,13 @@ impl Client {
         &self.inner.target
     }
 
-    /// Closes the connection, for all clones. A later call opens it again.
+    /// Closes the connection, for all clones, and waits some microseconds until the services were
+    /// told. To be called before a process ends: otherwise they learn it only by a time-out. A
+    /// later call opens it again.
     pub async fn close(&self) {
-        if let Some(link) = self.inner.link.lock().await.take() {
-            link.caller.close("done");
+        let link = self.inner.link.lock().await.take();
+        if let Some(link) = link {
+            link.caller.finish_and_close("done").await;
         }
     }
 

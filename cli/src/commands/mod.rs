@@ -4,6 +4,7 @@ use std::io::{IsTerminal, Read};
 
 use anyhow::Context;
 use dormouse_management_sdk::{Client, Options, Payload};
+use tokio::sync::OnceCell;
 
 use crate::{
     args::{Cli, Command, Global},
@@ -26,30 +27,40 @@ mod wait;
 
 /// Runs one command.
 pub(crate) async fn execute(cli: Cli) -> anyhow::Result<Exit> {
-    let mut ctx = Ctx { screen: Screen { format: cli.global.output }, global: cli.global };
-    match cli.command {
-        Command::Run(args) => run::run(&ctx, args).await,
-        Command::Up(args) => services::up(&mut ctx, args).await,
-        Command::Doctor => doctor::doctor(&ctx).await,
-        Command::Migrate(args) => services::migrate(&ctx, args).await,
-        Command::Image(args) => image::image(&ctx, args).await,
-        Command::Start(args) => start::start(&ctx, args).await,
-        Command::Get(args) => instance::get(&ctx, &args.id).await,
-        Command::List(args) => instance::list(&ctx, args).await,
-        Command::Count(args) => instance::count(&ctx, args).await,
-        Command::Wait(args) => wait::wait(&ctx, args).await,
-        Command::Logs(args) => logs::logs(&ctx, args).await,
-        Command::Events(args) => history::events(&ctx, args).await,
-        Command::Checkpoints(args) => history::checkpoints(&ctx, args).await,
-        Command::Attempts(args) => history::attempts(&ctx, &args.id).await,
-        Command::Signal(args) => steer::signal(&ctx, args).await,
-        Command::Cancel(args) => steer::cancel(&ctx, &args.id).await,
-        Command::Pause(args) => steer::pause(&ctx, &args.id).await,
-        Command::Resume(args) => steer::resume(&ctx, &args.id).await,
-        Command::Stop(args) => steer::stop(&ctx, &args.id).await,
-        Command::Delete(args) => steer::delete(&ctx, &args.id).await,
-        Command::Node(crate::args::Node::List) => health::nodes(&ctx).await,
-        Command::Health => health::health(&ctx).await,
+    let screen = Screen { format: cli.global.output };
+    let mut ctx = Ctx { screen, global: cli.global, client: OnceCell::new() };
+    let outcome = perform(&mut ctx, cli.command).await;
+    if let Some(client) = ctx.client.get() {
+        // Otherwise the services would find out only by a time-out.
+        client.close().await;
+    }
+    outcome
+}
+
+async fn perform(ctx: &mut Ctx, command: Command) -> anyhow::Result<Exit> {
+    match command {
+        Command::Up(args) => services::up(ctx, args).await,
+        Command::Run(args) => run::run(ctx, args).await,
+        Command::Doctor => doctor::doctor(ctx).await,
+        Command::Migrate(args) => services::migrate(ctx, args).await,
+        Command::Image(args) => image::image(ctx, args).await,
+        Command::Start(args) => start::start(ctx, args).await,
+        Command::Get(args) => instance::get(ctx, &args.id).await,
+        Command::List(args) => instance::list(ctx, args).await,
+        Command::Count(args) => instance::count(ctx, args).await,
+        Command::Wait(args) => wait::wait(ctx, args).await,
+        Command::Logs(args) => logs::logs(ctx, args).await,
+        Command::Events(args) => history::events(ctx, args).await,
+        Command::Checkpoints(args) => history::checkpoints(ctx, args).await,
+        Command::Attempts(args) => history::attempts(ctx, &args.id).await,
+        Command::Signal(args) => steer::signal(ctx, args).await,
+        Command::Cancel(args) => steer::cancel(ctx, &args.id).await,
+        Command::Pause(args) => steer::pause(ctx, &args.id).await,
+        Command::Resume(args) => steer::resume(ctx, &args.id).await,
+        Command::Stop(args) => steer::stop(ctx, &args.id).await,
+        Command::Delete(args) => steer::delete(ctx, &args.id).await,
+        Command::Node(crate::args::Node::List) => health::nodes(ctx).await,
+        Command::Health => health::health(ctx).await,
         Command::Demo(args) => demo::demo(args).await,
     }
 }
@@ -60,12 +71,16 @@ pub(crate) struct Ctx {
     pub(crate) screen: Screen,
     /// The global options.
     pub(crate) global: Global,
+    /// Opened by the first who asks for it.
+    client: OnceCell<Client>,
 }
 
 impl Ctx {
     /// A connection to the services that the options name.
     pub(crate) async fn client(&self) -> anyhow::Result<Client> {
-        Ok(Client::connect_with(self.global.target()?, client_options()).await?)
+        let target = self.global.target()?;
+        let connect = || Client::connect_with(target, client_options());
+        Ok(self.client.get_or_try_init(connect).await?.clone())
     }
 }
 
