@@ -154,11 +154,13 @@ impl Client {
                         Err(Failed::Final(error)) => return Err(error),
                         Err(Failed::Busy(error)) => error,
                         Err(Failed::Lost(error)) => {
+                            // Asked first: closing it would overwrite why it ended.
+                            let lost = self.inner.lost(&link.address, &link.connection, error);
                             self.forget(&link).await;
-                            match self.inner.lost(&link.address, &link.connection, error) {
-                                error @ Error::Untrusted { .. } => return Err(error),
-                                error => error,
+                            if !lost.retryable() {
+                                return Err(lost);
                             }
+                            lost
                         }
                     }
                 }
