@@ -7,7 +7,7 @@
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Read},
+    io,
     os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
@@ -72,8 +72,8 @@ impl Coded for DirectoryError {
 }
 
 impl DataDirectory {
-    /// Makes the directory (owner only) if it is missing, and takes its lock, or fails within 50 ms.
-    /// Blocking.
+    /// Makes the directory (owner only) if it is missing, and takes its lock, or fails: within 50 ms
+    /// if the holder lives, within 5 s if it was killed a moment ago. Blocking.
     pub fn lock(path: &Path) -> Result<Self, DirectoryError> {
         let failed = |source| DirectoryError::Io { path: path.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
@@ -82,7 +82,7 @@ impl DataDirectory {
         let failed = |source| DirectoryError::Io { path: path.clone(), source };
         let lock = open_lock(&path).map_err(failed)?;
         if !take(&lock).map_err(failed)? {
-            let holder = holder(lock).unwrap_or_else(|| "(unknown)".to_owned());
+            let holder = holder(&lock).unwrap_or_else(|| "(unknown)".to_owned());
             return Err(DirectoryError::Held { path, holder });
         }
         note_holder(&lock).map_err(failed)?;
@@ -120,11 +120,13 @@ fn open_lock(path: &Path) -> io::Result<File> {
 }
 
 /// Tries for a moment: [`DataDirectory::is_held`] of another process holds the lock while it
-/// looks, and a child of a service that was killed until its exec.
+/// looks. Longer if the process that took it is gone: a child of a service that was killed holds
+/// it until its exec, and a busy machine takes its time for that.
 fn take(lock: &File) -> io::Result<bool> {
-    for _ in 0..TRIES {
+    for tried in 1..=TRIES_AFTER_THE_DEAD {
         match flock(lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(true),
+            Err(rustix::io::Errno::WOULDBLOCK) if tried >= TRIES && holder_lives(lock) => return Ok(false),
             Err(rustix::io::Errno::WOULDBLOCK) => thread::sleep(TRY_PAUSE),
             Err(e) => return Err(e.into()),
         }
@@ -133,7 +135,13 @@ fn take(lock: &File) -> io::Result<bool> {
 }
 
 const TRIES: u32 = 5;
+const TRIES_AFTER_THE_DEAD: u32 = 500;
 const TRY_PAUSE: Duration = Duration::from_millis(10);
+
+/// Whether the process that is noted in the lock exists.
+fn holder_lives(lock: &File) -> bool {
+    holder(lock).is_none_or(|pid| Path::new("/proc").join(pid).exists())
+}
 
 /// For the message that others get.
 fn note_holder(lock: &File) -> io::Result<()> {
@@ -141,10 +149,10 @@ fn note_holder(lock: &File) -> io::Result<()> {
     lock.write_all_at(format!("{}\n", std::process::id()).as_bytes(), 0)
 }
 
-fn holder(lock: File) -> Option<String> {
-    let mut text = String::new();
-    lock.take(32).read_to_string(&mut text).ok()?;
-    let number = text.trim();
+fn holder(lock: &File) -> Option<String> {
+    let mut bytes = [0; 32];
+    let read = lock.read_at(&mut bytes, 0).ok()?;
+    let number = str::from_utf8(&bytes[..read]).ok()?.trim();
     (!number.is_empty()).then(|| number.to_owned())
 }
 
