@@ -9,6 +9,12 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+const READ_DIRECTORY: &str = r#"
+    trap '' HUP INT TERM
+    cd /
+    IFS= read -r dir || exit
+    case $dir in /*/*) ;; *) exit ;; esac"#;
+
 /// Kills every process that was told of the directory, by its arguments or its environment. Twice, for
 /// the first ones may have started others meanwhile.
 const KILL_ALL_OF: &str = r#"
@@ -26,9 +32,14 @@ pub struct Guard {
 impl Guard {
     /// When this process is gone, or at the drop, runs the script with the directory's path in `dir`.
     pub fn of(dir: &Path, script: &str) -> Self {
-        // The path comes by the pipe: nothing that tells of the directory may be killed for it.
-        let script =
-            format!("trap '' HUP INT TERM; cd /; IFS= read -r dir; read -r dismissed && exit\n{script}");
+        assert!(
+            dir.is_absolute() && dir.components().count() > 2,
+            "{} is no directory of a test",
+            dir.display()
+        );
+        // The path comes by the pipe: nothing that tells of the directory may be killed for it. Half a
+        // path, or none, is told by nobody but a process that was killed just then.
+        let script = format!("{READ_DIRECTORY}\nread -r dismissed && exit\n{script}");
         let mut command = Command::new("sh");
         command.args(["-c", &script]).process_group(0);
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
