@@ -16,11 +16,12 @@ const READ_DIRECTORY: &str = r#"
     case $dir in /*/*) ;; *) exit ;; esac"#;
 
 /// Kills every process that was told of the directory, by its arguments or its environment. Twice, for
-/// the first ones may have started others meanwhile.
+/// the first ones may have started others meanwhile. `grep` is told by its input: it would find itself.
 const KILL_ALL_OF: &str = r#"
     for round in 1 2; do
-        grep -laF -- "$dir/" /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null |
-            while IFS=/ read -r _ _ pid _; do kill -9 "$pid" 2>/dev/null; done
+        found=$(printf '%s/\n' "$dir" |
+            grep -laF -f - /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | cut -d / -f 3)
+        for pid in $found; do kill -9 "$pid" 2>/dev/null; done
     done"#;
 
 /// The shell. Dropped, it does its work and is waited for.
@@ -74,7 +75,7 @@ impl Drop for Guard {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{process::Pid, wait};
+    use crate::process::Pid;
 
     #[test]
     fn it_kills_what_was_told_of_the_directory_and_nothing_else() {
@@ -88,15 +89,13 @@ mod tests {
         let (mut mine, mine_pid) = sleeper(&dir.path().join("x").display().to_string());
         let (mut other, other_pid) = sleeper("/nowhere/x");
         let guard = Guard::killing_all_of(dir.path());
-        assert!(mine_pid.is_alive());
+        let before = [mine_pid.is_alive(), other_pid.is_alive()];
         drop(guard);
-        wait::until_blocking("it is killed", || {
-            if mine_pid.is_alive() { Err("it lives".to_owned()) } else { Ok(()) }
-        });
-        assert!(other_pid.is_alive());
+        let after = [mine_pid.is_alive(), other_pid.is_alive()];
         for child in [&mut mine, &mut other] {
             drop(child.kill());
             child.wait().expect("our child");
         }
+        assert_eq!((before, after), ([true, true], [false, true]));
     }
 }
