@@ -9,11 +9,12 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-const READ_DIRECTORY: &str = r#"
+/// Anything but an absolute path, told whole, ends it without an effect.
+const READ_DIRECTORY: &str = r"
     trap '' HUP INT TERM
     cd /
     IFS= read -r dir || exit
-    case $dir in /*/*) ;; *) exit ;; esac"#;
+    case $dir in /*/*) ;; *) exit ;; esac";
 
 /// Kills every process that was told of the directory, by its arguments or its environment. Twice, for
 /// the first ones may have started others meanwhile. `grep` is told by its input: it would find itself.
@@ -38,8 +39,7 @@ impl Guard {
             "{} is no directory of a test",
             dir.display()
         );
-        // The path comes by the pipe: nothing that tells of the directory may be killed for it. Half a
-        // path, or none, is told by nobody but a process that was killed just then.
+        // The path comes by the pipe: what tells of the directory in its arguments is killed.
         let script = format!("{READ_DIRECTORY}\nread -r dismissed && exit\n{script}");
         let mut command = Command::new("sh");
         command.args(["-c", &script]).process_group(0);
