@@ -223,7 +223,8 @@ impl Save {
         row.life.admit(*writer)?;
         match find(tx, *instance, &self.checkpoint.operation).await? {
             Some(existed) => Ok((Saved::Existed(existed), tx.now().await?)),
-            None => Err(self.too_many()),
+            // Too many; or fenced when it was tried, and admitted since by a registration.
+            None => self.insert_held(tx, self.payload()).await,
         }
     }
 
