@@ -33,6 +33,7 @@ mod life;
 mod limits;
 mod model_bugs;
 mod nodes;
+mod pairs;
 mod reads;
 mod register;
 mod signals;
