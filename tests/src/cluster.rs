@@ -226,6 +226,23 @@ impl Cluster {
         });
     }
 
+    /// Starts a further core on the same database, which knows nothing of the sessions of the first;
+    /// answers where it listens.
+    pub async fn second_core(&mut self) -> (Service, String) {
+        let dir = self.dir.path().join("second");
+        fs::create_dir(&dir).expect("one second core is enough");
+        copy_folder(&self.data_dir().join("pki"), &dir.join("pki"));
+        let mut arguments = vec!["--data-dir".to_owned(), dir.display().to_string()];
+        let url = self.database_url().expect("a file has one core").to_owned();
+        arguments.extend(["--database".to_owned(), url, "--core".to_owned(), "127.0.0.1:0".to_owned()]);
+        let log = self.dir.path().join("second-core.log");
+        let service = Service::start(&binary("dormouse-core"), &arguments, &self.variables, &log);
+        let address =
+            wait::until("the second core listens", async || fs::read_to_string(dir.join("core.address")))
+                .await;
+        (service, address.trim().to_owned())
+    }
+
     /// A service that runs.
     pub fn service(&mut self, part: Part) -> &mut Service {
         let found = self.running.iter_mut().find(|(known, _)| *known == part);
@@ -463,7 +480,13 @@ fn in_own_runtime<T: Send>(future: impl Future<Output = T> + Send) -> T {
     })
 }
 
-/// Writes a JSON file for an input that names one.
-pub fn write(path: &Path, bytes: impl AsRef<[u8]>) {
-    fs::write(path, bytes).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+/// Keys keep their owner and mode.
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir(to).expect("own directory");
+    fs::set_permissions(to, fs::metadata(from).expect("it is there").permissions()).expect("own directory");
+    for entry in fs::read_dir(from).expect("it is there") {
+        let path = entry.expect("readable").path();
+        let name = path.file_name().expect("an entry has a name");
+        fs::copy(&path, to.join(name)).expect("own directory");
+    }
 }

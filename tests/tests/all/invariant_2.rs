@@ -59,6 +59,35 @@ async fn invariant_2_an_old_session_of_the_same_attempt_writes_nothing(database:
     may_still_write(&cluster, &probe, &new).await;
 }
 
+/// The old connection is at a core that has not heard of the new session: the database's fence alone
+/// keeps it out.
+#[tokio::test]
+async fn invariant_2_an_old_session_at_another_core_writes_nothing() {
+    let mut cluster = Cluster::up(Database::Postgres).await;
+    let (_second, address) = cluster.second_core().await;
+    let probe = Probe::start(&cluster, "probe").await;
+    let here = probe.document(1).await;
+    let mut there = here.clone();
+    there.core_addresses = vec![address.clone()];
+
+    let (old, _) = RawClient::register(&there).await;
+    old.ask(raw::save("first", b"one")).await.expect("it may write");
+    let (_, second) = RawClient::register(&here).await;
+    assert_eq!(second.session, 2);
+    refused_without_effect(&cluster, &probe, &old).await;
+
+    // And an old attempt.
+    let (old, _) = RawClient::register(&there).await;
+    probe.crash(&cluster).await;
+    let (new, _) = probe.register(2).await;
+    for (what, operation) in writes() {
+        let refusal = old.ask(operation).await.expect_err(what);
+        assert!(["FENCED", LOST].contains(&&*refusal.code), "{what}: {refusal:?}");
+    }
+    assert_eq!(cluster.get(&probe.id).await.unread_signals, 1, "the signal was consumed");
+    may_still_write(&cluster, &probe, &new).await;
+}
+
 async fn refused_without_effect(cluster: &Cluster, probe: &Probe, old: &RawClient) {
     let payload = Payload::json("one").expect("JSON");
     cluster.client().signal(&probe.id, "noise", Some(payload)).await.expect("it runs");

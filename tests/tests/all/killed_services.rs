@@ -18,7 +18,10 @@ on_both! {
     both_services_killed_at_once,
     everything_killed_at_once,
     killed_after_each_line_of_the_launcher,
+    killed_while_an_exit_is_told,
+    killed_before_an_answer,
     killed_around_each_commit,
+    killed_while_it_starts,
 }
 
 /// Long enough that a service is killed and back again before it ends.
@@ -132,11 +135,30 @@ async fn everything_killed_at_once(database: Database) {
 }
 
 /// Every line of the launcher behind which something is left that a restart must find.
-const LAUNCH_POINTS: [&str; 4] =
-    ["launch.directory_made", "launch.spawned", "launch.recorded", "launch.document_written"];
+const LAUNCH_POINTS: [&str; 5] = [
+    "scheduler.claimed",
+    "launch.directory_made",
+    "launch.spawned",
+    "launch.recorded",
+    "launch.document_written",
+];
+/// From the end of a process to the moment when nothing is left to do about it.
+const EXIT_POINTS: [&str; 3] = ["supervisor.exit_seen", "supervisor.exit_told", "supervisor.put_away"];
+/// The start of an environment, while processes of its last life run.
+const START_POINTS: [&str; 3] = ["environment.leased", "environment.adopted", "environment.settled"];
 
 async fn killed_after_each_line_of_the_launcher(database: Database) {
     killed_at_each(database, &LAUNCH_POINTS, &[1]).await;
+}
+
+async fn killed_while_an_exit_is_told(database: Database) {
+    killed_at_each(database, &EXIT_POINTS, &[1]).await;
+}
+
+/// What is stored and not yet answered is asked for again.
+async fn killed_before_an_answer(database: Database) {
+    killed_at_each(database, &["core.registered"], &[1]).await;
+    killed_at_each(database, &["core.before_reply"], &[1, 2, 4]).await;
 }
 
 /// Before: nothing is stored. After: everything is, and nobody was told.
@@ -167,6 +189,27 @@ async fn killed_at_each(database: Database, points: &[&str], passes: &[u32]) {
             run.check(&cluster).await;
         }
     }
+}
+
+async fn killed_while_it_starts(database: Database) {
+    let mut cluster = Cluster::up(database).await;
+    let run = start_audit(&cluster, &long_audit()).await;
+    let process = cluster.until_process(&run.id).await;
+    for point in START_POINTS {
+        cluster.kill(Part::Both);
+        cluster.set_variable(fault::SERVICE_VARIABLE, point);
+        cluster.launch_services();
+        cluster.until_killed().await;
+        cluster.unset_variable(fault::SERVICE_VARIABLE);
+        cluster.start_services().await;
+        assert_eq!(
+            cluster.processes_of(&run.id),
+            [(1, process)],
+            "after {point}: adopted, not launched again"
+        );
+    }
+    run.check(&cluster).await;
+    assert_eq!(cluster.attempts(&run.id).await, 1);
 }
 
 /// PostgreSQL alone: the server itself is killed, the services and the workflow live.

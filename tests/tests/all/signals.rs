@@ -41,6 +41,8 @@ async fn a_signal_while_a_launch_is_under_way_starts_no_second_attempt(database:
     for number in 3..6 {
         send(number).await;
     }
+    // Another instance is claimed and launched meanwhile: whoever claims has looked at this one too.
+    Probe::start(&cluster, "other").await.document(1).await;
     let (client, registered) = probe.register(2).await;
     assert_eq!(registered.inbox.expect("an inbox").unread.len(), 4);
     for number in 2..6 {
