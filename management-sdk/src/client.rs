@@ -344,6 +344,14 @@ pub(crate) fn unexpected(outcome: &Outcome) -> String {
         Outcome::Attempts(_) => "a list of attempts",
         Outcome::Log(_) => "a piece of output",
         Outcome::Nodes(_) => "a list of nodes",
+        Outcome::Node(_) => "a node",
+        Outcome::Cores(_) => "a list of core replicas",
+        Outcome::Tenant(_) => "a tenant",
+        Outcome::Tenants(_) => "a list of tenants",
+        Outcome::TokenCreated(_) => "a new token",
+        Outcome::Tokens(_) => "a list of tokens",
+        Outcome::Token(_) => "a token",
+        Outcome::Pruned(_) => "a report of what was pruned",
     };
     format!("it holds {name}, which was not asked for")
 }

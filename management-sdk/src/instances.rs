@@ -165,6 +165,7 @@ impl Client {
             start_at: start.start_at.map_or(0, Timestamp::as_micros),
             priority: start.priority,
             follow_image: start.follow_image,
+            ..wire::StartInstance::default()
         });
         let (instance, existed) = self
             .call_counted(
@@ -194,6 +195,7 @@ impl Client {
             image: list.image.unwrap_or_default(),
             limit: list.limit.unwrap_or(0),
             cursor: list.cursor.unwrap_or_default(),
+            ..wire::ListInstances::default()
         });
         self.call(request, |outcome| match outcome {
             Outcome::Instances(page) => Ok(InstancePage {

@@ -66,6 +66,7 @@ pub(super) fn instance(instance: &Instance, waiting_for: Option<String>) -> wire
         checkpoints: 0,
         unread_signals: 0,
         version: instance.revision,
+        retry_of: String::new(),
     }
 }
 
@@ -179,5 +180,7 @@ pub(super) fn node(node: &Node, this: &ThisNode) -> wire::Node {
         draining: node.report.draining,
         version: node.version.clone(),
         not_claiming,
+        lost: node.lost,
+        ..wire::Node::default()
     }
 }

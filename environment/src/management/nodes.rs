@@ -28,6 +28,7 @@ impl Context {
             slots: this.slots,
             slots_in_use: this.in_use,
             core_address: this.core_address,
+            ..wire::HealthReport::default()
         })
     }
 

@@ -309,10 +309,7 @@ async fn answer(context: Context, call: Call<ManagementProtocol>, shutdown: Canc
     let (frame, answer) = call.into_parts();
     let outcome = match frame.operation {
         Some(operation) => context.perform(operation, &shutdown).await,
-        None => Err(Refusal::new(
-            Code::Unimplemented,
-            "this release does not know the operation; use a client of the services' release",
-        )),
+        None => Err(unknown()),
     };
     let outcome = outcome.unwrap_or_else(|refusal| {
         let Refusal { code, message, retryable } = refusal;
@@ -325,6 +322,13 @@ async fn answer(context: Context, call: Call<ManagementProtocol>, shutdown: Canc
     if let Err(error) = answer.reply(outcome.into()).await {
         debug!(%error, "an answer did not reach its client");
     }
+}
+
+fn unknown() -> Refusal {
+    Refusal::new(
+        Code::Unimplemented,
+        "this release does not know the operation; use a client of the services' release",
+    )
 }
 
 impl Context {
@@ -356,6 +360,16 @@ impl Context {
             Operation::Attempts(request) => self.attempts(request).await.map(Outcome::Attempts),
             Operation::Logs(request) => self.logs(request, shutdown).await.map(Outcome::Log),
             Operation::Nodes(_) => self.nodes().await.map(Outcome::Nodes),
+            Operation::DrainNode(_)
+            | Operation::UndrainNode(_)
+            | Operation::Cores(_)
+            | Operation::CreateTenant(_)
+            | Operation::Tenants(_)
+            | Operation::SetQuotas(_)
+            | Operation::CreateToken(_)
+            | Operation::Tokens(_)
+            | Operation::RevokeToken(_)
+            | Operation::Prune(_) => Err(unknown()),
         }
     }
 

@@ -5,7 +5,7 @@ pub struct ClientFrame {
     pub id: u64,
     #[prost(
         oneof = "client_frame::Operation",
-        tags = "2, 3, 10, 11, 12, 13, 14, 15, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 40, 41, 42, 43, 50"
+        tags = "2, 3, 10, 11, 12, 13, 14, 15, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 40, 41, 42, 43, 50, 51, 52, 53, 60, 61, 62, 70, 71, 72, 80"
     )]
     pub operation: ::core::option::Option<client_frame::Operation>,
 }
@@ -61,6 +61,26 @@ pub mod client_frame {
         Logs(super::ReadLogs),
         #[prost(message, tag = "50")]
         Nodes(super::ListNodes),
+        #[prost(message, tag = "51")]
+        DrainNode(super::DrainNode),
+        #[prost(message, tag = "52")]
+        UndrainNode(super::UndrainNode),
+        #[prost(message, tag = "53")]
+        Cores(super::ListCores),
+        #[prost(message, tag = "60")]
+        CreateTenant(super::CreateTenant),
+        #[prost(message, tag = "61")]
+        Tenants(super::ListTenants),
+        #[prost(message, tag = "62")]
+        SetQuotas(super::SetQuotas),
+        #[prost(message, tag = "70")]
+        CreateToken(super::CreateToken),
+        #[prost(message, tag = "71")]
+        Tokens(super::ListTokens),
+        #[prost(message, tag = "72")]
+        RevokeToken(super::RevokeToken),
+        #[prost(message, tag = "80")]
+        Prune(super::PruneInstances),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -69,7 +89,7 @@ pub struct ServerFrame {
     pub id: u64,
     #[prost(
         oneof = "server_frame::Outcome",
-        tags = "2, 3, 10, 11, 12, 13, 14, 20, 21, 22, 23, 24, 40, 41, 42, 43, 50"
+        tags = "2, 3, 10, 11, 12, 13, 14, 20, 21, 22, 23, 24, 40, 41, 42, 43, 50, 51, 53, 60, 61, 70, 71, 72, 80"
     )]
     pub outcome: ::core::option::Option<server_frame::Outcome>,
 }
@@ -111,6 +131,22 @@ pub mod server_frame {
         Log(super::LogChunk),
         #[prost(message, tag = "50")]
         Nodes(super::NodeList),
+        #[prost(message, tag = "51")]
+        Node(super::Node),
+        #[prost(message, tag = "53")]
+        Cores(super::CoreList),
+        #[prost(message, tag = "60")]
+        Tenant(super::Tenant),
+        #[prost(message, tag = "61")]
+        Tenants(super::TenantList),
+        #[prost(message, tag = "70")]
+        TokenCreated(super::TokenCreated),
+        #[prost(message, tag = "71")]
+        Tokens(super::TokenList),
+        #[prost(message, tag = "72")]
+        Token(super::Token),
+        #[prost(message, tag = "80")]
+        Pruned(super::PruneReport),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -129,13 +165,13 @@ pub struct Hello {
     pub protocol_version: u32,
     #[prost(string, tag = "2")]
     pub client: ::prost::alloc::string::String,
-    /// A token, for clients without a certificate of the cluster (later).
+    /// For clients without a certificate of the cluster: the secret of a token. Empty: none.
     #[prost(string, tag = "3")]
     pub token: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Health {}
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HealthReport {
     #[prost(string, tag = "1")]
     pub version: ::prost::alloc::string::String,
@@ -155,6 +191,23 @@ pub struct HealthReport {
     pub slots_in_use: u32,
     #[prost(string, tag = "8")]
     pub core_address: ::prost::alloc::string::String,
+    /// Of this environment's machine, and of the authority.
+    #[prost(message, repeated, tag = "9")]
+    pub certificates: ::prost::alloc::vec::Vec<Certificate>,
+    /// Whom the service takes the client for.
+    #[prost(string, tag = "10")]
+    pub tenant: ::prost::alloc::string::String,
+    /// "reader", "operator", "admin" or "cluster"
+    #[prost(string, tag = "11")]
+    pub role: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Certificate {
+    /// "authority", "core", "environment", "administrator"
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(int64, tag = "2")]
+    pub expires_at: i64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BeginUpload {
@@ -291,6 +344,13 @@ pub struct StartInstance {
     /// `run` only: an existing id keeps its instance, and its image name follows this version.
     #[prost(bool, tag = "10")]
     pub follow_image: bool,
+    /// Start as this ended instance was started; what is given beside it replaces its part. The new
+    /// instance copies what the old one's durable operations have saved, and points at it.
+    #[prost(string, tag = "11")]
+    pub retry_of: ::prost::alloc::string::String,
+    /// With `retry_of`: copy no checkpoints, begin from the start.
+    #[prost(bool, tag = "12")]
+    pub from_scratch: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StartOutcome {
@@ -365,6 +425,9 @@ pub struct Instance {
     /// Raised by each change that a watcher wants to see.
     #[prost(uint64, tag = "24")]
     pub version: u64,
+    /// The instance that this one retries; empty: none.
+    #[prost(string, tag = "25")]
+    pub retry_of: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Failure {
@@ -400,6 +463,10 @@ pub struct ListInstances {
     pub limit: u32,
     #[prost(string, tag = "4")]
     pub cursor: ::prost::alloc::string::String,
+    /// Only suspended ones that wait for this: "sleep", "signal", "signal:NAME", "resume" or "retry".
+    /// A page may then hold fewer than `limit` although more follow.
+    #[prost(string, tag = "5")]
+    pub waiting_for: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct InstancePage {
@@ -650,9 +717,193 @@ pub struct Node {
     /// Why nothing is claimed here; empty: claims go on.
     #[prost(string, tag = "10")]
     pub not_claiming: ::prost::alloc::string::String,
+    /// Its lease was taken from it: it is gone, or cut off.
+    #[prost(bool, tag = "11")]
+    pub lost: bool,
+    /// What was asked for: "no", "wait" or "suspend".
+    #[prost(string, tag = "12")]
+    pub drain: ::prost::alloc::string::String,
+    /// Load average of the last minute, in thousandths, and free memory.
+    #[prost(uint64, tag = "13")]
+    pub load_milli: u64,
+    #[prost(uint64, tag = "14")]
+    pub memory_free_bytes: u64,
+    /// One short phrase each: which layers confine its processes, where it keeps images.
+    #[prost(string, repeated, tag = "15")]
+    pub in_force: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct NodeList {
     #[prost(message, repeated, tag = "1")]
     pub nodes: ::prost::alloc::vec::Vec<Node>,
+}
+/// The node claims nothing more and waits for what runs, or hands it back to the wake queue.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DrainNode {
+    /// or a unique prefix, or its name
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(bool, tag = "2")]
+    pub suspend: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UndrainNode {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListCores {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Core {
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// of its host
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub address: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub version: ::prost::alloc::string::String,
+    #[prost(int64, tag = "5")]
+    pub started_at: i64,
+    #[prost(int64, tag = "6")]
+    pub last_sign_at: i64,
+    #[prost(uint64, tag = "7")]
+    pub sessions: u64,
+    #[prost(bool, tag = "8")]
+    pub draining: bool,
+    /// No sign of life for longer than its lease, watched by the answering node.
+    #[prost(bool, tag = "9")]
+    pub silent: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CoreList {
+    #[prost(message, repeated, tag = "1")]
+    pub cores: ::prost::alloc::vec::Vec<Core>,
+}
+/// 0: no quota.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Quotas {
+    #[prost(uint64, tag = "1")]
+    pub running: u64,
+    #[prost(uint64, tag = "2")]
+    pub stored: u64,
+    #[prost(uint64, tag = "3")]
+    pub starts_per_second: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CreateTenant {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub quotas: ::core::option::Option<Quotas>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListTenants {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetQuotas {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub quotas: ::core::option::Option<Quotas>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Tenant {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(int64, tag = "2")]
+    pub created_at: i64,
+    #[prost(message, optional, tag = "3")]
+    pub quotas: ::core::option::Option<Quotas>,
+    #[prost(uint64, tag = "4")]
+    pub running: u64,
+    #[prost(uint64, tag = "5")]
+    pub stored: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TenantList {
+    #[prost(message, repeated, tag = "1")]
+    pub tenants: ::prost::alloc::vec::Vec<Tenant>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CreateToken {
+    /// empty: the client's own
+    #[prost(string, tag = "1")]
+    pub tenant: ::prost::alloc::string::String,
+    /// empty: the service chooses one
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// "reader", "operator" or "admin"
+    #[prost(string, tag = "3")]
+    pub role: ::prost::alloc::string::String,
+    /// 0: until it is revoked
+    #[prost(int64, tag = "4")]
+    pub valid_micros: i64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Token {
+    #[prost(string, tag = "1")]
+    pub tenant: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub role: ::prost::alloc::string::String,
+    #[prost(int64, tag = "4")]
+    pub created_at: i64,
+    /// 0: never
+    #[prost(int64, tag = "5")]
+    pub expires_at: i64,
+    /// 0: valid
+    #[prost(int64, tag = "6")]
+    pub revoked_at: i64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TokenCreated {
+    #[prost(message, optional, tag = "1")]
+    pub token: ::core::option::Option<Token>,
+    /// Shown this once: only its hash is stored.
+    #[prost(string, tag = "2")]
+    pub secret: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListTokens {
+    /// empty: the client's own
+    #[prost(string, tag = "1")]
+    pub tenant: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TokenList {
+    #[prost(message, repeated, tag = "1")]
+    pub tokens: ::prost::alloc::vec::Vec<Token>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RevokeToken {
+    /// empty: the client's own
+    #[prost(string, tag = "1")]
+    pub tenant: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+}
+/// Deletes ended instances whose retention is over, a small batch for each request.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PruneInstances {
+    /// Only say what would be deleted.
+    #[prost(bool, tag = "1")]
+    pub dry_run: bool,
+    /// 0: by the services' retention. Otherwise those that ended longer ago than this.
+    #[prost(int64, tag = "2")]
+    pub older_than_micros: i64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PruneReport {
+    /// Deleted by this request, or with `dry_run` all that would be.
+    #[prost(uint64, tag = "1")]
+    pub count: u64,
+    /// There is more: ask again.
+    #[prost(bool, tag = "2")]
+    pub more: bool,
+    #[prost(int64, tag = "3")]
+    pub oldest_ended_at: i64,
+    #[prost(int64, tag = "4")]
+    pub newest_ended_at: i64,
 }

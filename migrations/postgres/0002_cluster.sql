@@ -1,0 +1,37 @@
+-- min-release: 0.1.0
+-- Several machines and several tenants. Each new column has a default: the release before
+-- writes its rows without it.
+
+-- Where the authority's key was made, for the message that says where certificates are issued.
+ALTER TABLE cluster ADD COLUMN authority_host TEXT COLLATE "C" NOT NULL DEFAULT '';
+
+-- Quotas; none where NULL. `start_credit` is the bucket of `starts_per_second`, in millionths
+-- of a start, as it stood at `start_credit_at`.
+ALTER TABLE tenant ADD COLUMN max_running BIGINT CHECK (max_running > 0);
+ALTER TABLE tenant ADD COLUMN max_stored BIGINT CHECK (max_stored > 0);
+ALTER TABLE tenant ADD COLUMN starts_per_second BIGINT CHECK (starts_per_second > 0);
+ALTER TABLE tenant ADD COLUMN start_credit BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE tenant ADD COLUMN start_credit_at BIGINT NOT NULL DEFAULT 0;
+
+ALTER TABLE token ADD COLUMN role TEXT COLLATE "C" NOT NULL DEFAULT 'operator' CHECK (role IN ('reader', 'operator', 'admin'));
+
+-- What controllers ask of a node; `draining` is what the node says of itself. It stays over a
+-- restart of the node.
+ALTER TABLE node ADD COLUMN drain TEXT COLLATE "C" NOT NULL DEFAULT 'no' CHECK (drain IN ('no', 'wait', 'suspend'));
+ALTER TABLE node ADD COLUMN load_milli BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE node ADD COLUMN memory_free_bytes BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE node ADD COLUMN in_force TEXT COLLATE "C" NOT NULL DEFAULT '';
+
+ALTER TABLE core_replica ADD COLUMN name TEXT COLLATE "C" NOT NULL DEFAULT '';
+ALTER TABLE core_replica ADD COLUMN lease_micros BIGINT NOT NULL DEFAULT 15000000 CHECK (lease_micros > 0);
+ALTER TABLE core_replica ADD COLUMN sessions BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE core_replica ADD COLUMN draining BOOLEAN NOT NULL DEFAULT FALSE;
+
+-- Into how many chunks the bytes were cut; 0: they are not, or not yet, in the database.
+ALTER TABLE image ADD COLUMN chunks BIGINT NOT NULL DEFAULT 0;
+
+-- The id of the ended instance that this one retries.
+ALTER TABLE instance_start ADD COLUMN retry_of TEXT COLLATE "C";
+
+-- Claims while a tenant is at its quota: the others' wakes, without reading over the full one's.
+CREATE INDEX instance_wake_tenant ON instance (tenant, priority, wake_at, key) WHERE wake_at IS NOT NULL AND NOT paused;
