@@ -6,34 +6,22 @@
 
 use std::{
     fs,
-    future::Future,
+    ops::Deref,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
-use dormouse_management_sdk::{
-    Checkpoint, Client, Event, ImageRef, Instance, Options, StartInstance, Status, Target,
-};
-use sqlx::{Connection, PgConnection};
 use tempfile::TempDir;
 
 use crate::{
     binaries::binary,
-    fault,
+    controller::{Controller, try_connect},
+    database::Rows,
     guard::Guard,
     postgres,
-    process::{self, Pid, Service},
+    process::Service,
     wait,
 };
-
-/// Which database a case runs on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Database {
-    /// A file in the data directory.
-    Sqlite,
-    /// A database of its own on the server that all tests share.
-    Postgres,
-}
+pub use crate::{controller::chain, database::Database};
 
 /// Which processes the services are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,28 +53,13 @@ impl Layout {
     }
 }
 
-/// Where the rows are.
-#[derive(Debug)]
-enum Rows {
-    Sqlite,
-    /// Dropped with the cluster.
-    Shared {
-        url: String,
-        name: String,
-    },
-    /// The server is the test's.
-    Own {
-        url: String,
-    },
-}
-
 /// Running services and what belongs to them.
 #[derive(Debug)]
 pub struct Cluster {
     running: Vec<(Part, Service)>,
     layout: Layout,
     rows: Rows,
-    client: Option<Client>,
+    controller: Controller,
     variables: Vec<(String, String)>,
     /// For the case that this process is killed.
     guard: Option<Guard>,
@@ -101,11 +74,7 @@ impl Cluster {
 
     /// The same, as one process or as two.
     pub async fn up_as(layout: Layout, database: Database) -> Self {
-        let rows = match database {
-            Database::Sqlite => Rows::Sqlite,
-            Database::Postgres => create_database().await,
-        };
-        Self::ready(layout, rows).await
+        Self::ready(layout, Rows::make(database).await).await
     }
 
     /// On a server that the test itself kills and starts again.
@@ -117,7 +86,8 @@ impl Cluster {
         let dir = tempfile::Builder::new().prefix("dormouse.").tempdir().expect("a temporary directory");
         let guard = Some(Guard::killing_all_of(dir.path()));
         let (running, variables) = (Vec::new(), Vec::new());
-        let mut cluster = Self { running, layout, rows, client: None, variables, guard, dir };
+        let controller = Controller::new(vec![dir.path().join("data")], dir.path());
+        let mut cluster = Self { running, layout, rows, controller, variables, guard, dir };
         cluster.start_services().await;
         cluster
     }
@@ -179,8 +149,7 @@ impl Cluster {
 
     /// Waits until the services answer, and connects a client of their own making.
     async fn until_answering(&mut self) {
-        let options = Options { patience: Duration::from_mins(1), ..Options::default() };
-        let target = Target::data_dir(self.data_dir());
+        let data_dir = self.data_dir();
         let running = &mut self.running;
         let client = wait::until("the services answer", async || {
             for (part, service) in running.iter_mut() {
@@ -188,12 +157,10 @@ impl Cluster {
                     panic!("{part:?} ended while it was starting, {status}\n{}", service.log_tail());
                 }
             }
-            let client = Client::connect_with(target.clone(), options.clone()).await.map_err(chain)?;
-            client.health().await.map_err(chain)?;
-            Ok::<_, String>(client)
+            try_connect(&data_dir).await
         })
         .await;
-        self.client = Some(client);
+        self.controller.attach(client);
     }
 
     /// kill -9 of one program.
@@ -214,16 +181,7 @@ impl Cluster {
     /// kill -9 of every service and of every process of an instance, as a power cut does.
     pub fn kill_everything(&mut self) {
         self.kill_services();
-        // A launch may have been on its way.
-        wait::until_blocking("no process of an instance is left", || match &self.processes()[..] {
-            [] => Ok(()),
-            some => {
-                for (_, _, pid) in some {
-                    fault::kill_9(*pid);
-                }
-                Err(format!("there are {some:?}"))
-            }
-        });
+        self.controller.kill_processes();
     }
 
     /// Starts a further core on the same database, which knows nothing of the sessions of the first;
@@ -267,148 +225,18 @@ impl Cluster {
         self.dir.path().join("data")
     }
 
-    /// A directory for the test's own files.
-    pub fn scratch(&self) -> &Path {
-        self.dir.path()
-    }
-
     /// The URL of the database; none for SQLite.
     pub fn database_url(&self) -> Option<&str> {
-        match &self.rows {
-            Rows::Sqlite => None,
-            Rows::Shared { url, .. } | Rows::Own { url } => Some(url),
-        }
+        self.rows.url()
     }
+}
 
-    /// The client.
-    pub fn client(&self) -> &Client {
-        self.client.as_ref().expect("the services were started")
-    }
+/// What a test asks.
+impl Deref for Cluster {
+    type Target = Controller;
 
-    /// Pushes a program of this workspace under its own name.
-    pub async fn push(&self, program: &str) {
-        let image: ImageRef = program.parse().expect("a program's name is an image's name");
-        self.client().upload_image(&binary(program), &image, |_| {}).await.expect("the image is accepted");
-    }
-
-    /// Starts an instance; answers its id.
-    pub async fn start(&self, start: StartInstance) -> String {
-        self.client().start(start).await.expect("the start is accepted").instance.id
-    }
-
-    /// The instance as it is.
-    pub async fn get(&self, id: &str) -> Instance {
-        self.client().instance(id).await.expect("the instance is there")
-    }
-
-    /// Waits until the instance is as wanted.
-    pub async fn until(&self, id: &str, what: &str, wanted: impl Fn(&Instance) -> bool) -> Instance {
-        let what = format!("{id} {what}");
-        wait::until(&what, async || {
-            let instance = self.client().instance(id).await.map_err(chain)?;
-            if wanted(&instance) {
-                return Ok(instance);
-            }
-            // Final: what is waited for will not come.
-            assert!(!instance.status.ended(), "waited until {what}; but {}", described(&instance));
-            Err(described(&instance))
-        })
-        .await
-    }
-
-    /// Waits until it is suspended and its process is gone.
-    pub async fn until_suspended(&self, id: &str) -> Instance {
-        let instance =
-            self.until(id, "is suspended", |i| i.status == Status::Suspended && !i.launching).await;
-        self.until_no_process(id).await;
-        instance
-    }
-
-    /// Waits until it has ended; the ending must be this one.
-    pub async fn until_ended(&self, id: &str, wanted: Status) -> Instance {
-        let instance = self.until(id, "has ended", |instance| instance.status.ended()).await;
-        if instance.status != wanted {
-            let events = self.events(id).await;
-            let events: Vec<String> =
-                events.iter().map(|e| format!("{} {} {}", e.attempt, e.kind, e.message)).collect();
-            panic!("{}, not {wanted}; its events: {events:#?}", described(&instance));
-        }
-        instance
-    }
-
-    /// Waits until the instance has exactly one process; answers it.
-    pub async fn until_process(&self, id: &str) -> Pid {
-        wait::until(&format!("{id} has a process"), async || match self.processes_of(id)[..] {
-            [(_, pid)] => Ok(pid),
-            ref others => Err(format!("{} processes", others.len())),
-        })
-        .await
-    }
-
-    /// Waits until no process of the instance is left.
-    pub async fn until_no_process(&self, id: &str) {
-        wait::until(&format!("{id} has no process"), async || match &self.processes_of(id)[..] {
-            [] => Ok(()),
-            some => Err(format!("there are {some:?}")),
-        })
-        .await;
-    }
-
-    /// The living processes of an instance, each with its attempt, as the kernel shows them.
-    pub fn processes_of(&self, id: &str) -> Vec<(u32, Pid)> {
-        let all = self.processes();
-        all.into_iter().filter(|(known, _, _)| known == id).map(|(_, attempt, pid)| (attempt, pid)).collect()
-    }
-
-    /// Every living process of an instance: id, attempt, process. Found by the temporary
-    /// directory that the launcher gave it, not by anything that the services remember.
-    fn processes(&self) -> Vec<(String, u32, Pid)> {
-        let attempts = self.data_dir().join("attempts");
-        process::with_variable("TMPDIR")
-            .into_iter()
-            .filter_map(|(value, pid)| {
-                let below = Path::new(&value).strip_prefix(&attempts).ok()?.to_str()?.to_owned();
-                let (id, attempt) = below.split('/').next()?.rsplit_once('.')?;
-                Some((id.to_owned(), attempt.parse().ok()?, pid))
-            })
-            .collect()
-    }
-
-    /// All checkpoints, in the order in which they were stored.
-    pub async fn checkpoints(&self, id: &str) -> Vec<Checkpoint> {
-        let mut all = Vec::new();
-        let mut cursor = None;
-        loop {
-            let page = self.client().checkpoints(id, cursor, 0, false).await.expect("checkpoints are listed");
-            all.extend(page.checkpoints);
-            cursor = page.next_cursor;
-            if cursor.is_none() {
-                return all;
-            }
-        }
-    }
-
-    /// All events, oldest first.
-    pub async fn events(&self, id: &str) -> Vec<Event> {
-        let mut all = Vec::new();
-        let mut after = 0;
-        loop {
-            let page = self.client().events(id, after, 0, Duration::ZERO).await.expect("events are listed");
-            if page.events.is_empty() {
-                return all;
-            }
-            all.extend(page.events);
-            after = page.next;
-        }
-    }
-
-    /// How often the instance was launched, and that no attempt is missing.
-    pub async fn attempts(&self, id: &str) -> u32 {
-        let attempts = self.client().attempts(id).await.expect("attempts are listed");
-        let numbers: Vec<u32> = attempts.iter().map(|attempt| attempt.attempt).collect();
-        let count = u32::try_from(numbers.len()).expect("few");
-        assert_eq!(numbers, (1..=count).collect::<Vec<u32>>(), "the attempts of {id} have gaps");
-        count
+    fn deref(&self) -> &Controller {
+        &self.controller
     }
 }
 
@@ -416,12 +244,6 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         self.kill_everything();
         self.guard.take().into_iter().for_each(Guard::dismiss);
-        if let Rows::Shared { name, .. } = &self.rows {
-            let statement = format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)");
-            if let Err(error) = in_own_runtime(administer(statement)) {
-                eprintln!("the database {name} is left: {error}");
-            }
-        }
         if std::thread::panicking() {
             // Kept so that somebody can look.
             self.dir.disable_cleanup(true);
@@ -430,58 +252,8 @@ impl Drop for Cluster {
     }
 }
 
-/// An error with its causes, in one line.
-pub fn chain(error: impl std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        text = format!("{text}: {source}");
-        cause = source.source();
-    }
-    text
-}
-
-/// What a failed wait prints of an instance.
-fn described(instance: &Instance) -> String {
-    let waiting = instance.waiting_for.as_deref().unwrap_or("for nothing");
-    let failure = instance.failure.as_ref().map(|f| format!(" {} {}", f.code, f.message)).unwrap_or_default();
-    format!(
-        "{} is {}{failure}, attempt {}, launching {}, {} crashes, {} checkpoints, waits {waiting}",
-        instance.id,
-        instance.status,
-        instance.attempt,
-        instance.launching,
-        instance.crashes,
-        instance.checkpoints
-    )
-}
-
-async fn create_database() -> Rows {
-    let name = format!("dormouse_test_{:016x}", fastrand::u64(..));
-    administer(format!("CREATE DATABASE {name}")).await.expect("the superuser may create a database");
-    Rows::Shared { url: postgres::with_database(postgres::shared_url(), &name), name }
-}
-
-async fn administer(statement: String) -> Result<(), sqlx::Error> {
-    let mut connection = PgConnection::connect(postgres::shared_url()).await?;
-    // Made of our own digits: nothing to escape.
-    sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&mut connection).await?;
-    connection.close().await
-}
-
-/// For a drop, which may happen inside a runtime.
-fn in_own_runtime<T: Send>(future: impl Future<Output = T> + Send) -> T {
-    std::thread::scope(|scope| {
-        let work = scope.spawn(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.expect("a runtime").block_on(future)
-        });
-        work.join().expect("the thread does not panic")
-    })
-}
-
 /// Keys keep their owner and mode.
-fn copy_folder(from: &Path, to: &Path) {
+pub(crate) fn copy_folder(from: &Path, to: &Path) {
     fs::create_dir(to).expect("own directory");
     fs::set_permissions(to, fs::metadata(from).expect("it is there").permissions()).expect("own directory");
     for entry in fs::read_dir(from).expect("it is there") {

@@ -15,11 +15,15 @@
 
 pub mod binaries;
 pub mod cluster;
+pub mod controller;
+pub mod database;
 pub mod fault;
 pub mod guard;
+pub mod machines;
 pub mod postgres;
 pub mod probe;
 pub mod process;
 pub mod raw;
+pub mod tally;
 pub mod wait;
 pub mod workload;

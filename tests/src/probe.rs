@@ -14,7 +14,7 @@ use dormouse_proto::{
 use prost::Message;
 
 use crate::{
-    cluster::Cluster,
+    controller::Controller,
     fault,
     raw::{self, RawClient},
     wait,
@@ -35,21 +35,21 @@ pub struct Probe {
 
 impl Probe {
     /// Starts one as it is, now.
-    pub async fn start(cluster: &Cluster, id: &str) -> Self {
-        Self::start_with(cluster, id, |start| start).await
+    pub async fn start(controller: &Controller, id: &str) -> Self {
+        Self::start_with(controller, id, |start| start).await
     }
 
     /// Starts one; `change` may add a limit, a delay, a priority.
     pub async fn start_with(
-        cluster: &Cluster,
+        controller: &Controller,
         id: &str,
         change: impl FnOnce(StartInstance) -> StartInstance,
     ) -> Self {
-        cluster.push(PROGRAM).await;
-        let folder = cluster.scratch().join(format!("probe-{id}"));
+        controller.push(PROGRAM).await;
+        let folder = controller.scratch().join(format!("probe-{id}"));
         fs::create_dir(&folder).expect("ids of a test differ");
         let start = StartInstance::of(PROGRAM).id(id).env(FOLDER_VARIABLE, folder.display().to_string());
-        cluster.start(change(start)).await;
+        controller.start(change(start)).await;
         Self { id: id.to_owned(), folder }
     }
 
@@ -73,19 +73,19 @@ impl Probe {
     }
 
     /// kill -9 of its process: a crash.
-    pub async fn crash(&self, cluster: &Cluster) {
-        fault::kill_9(cluster.until_process(&self.id).await);
-        cluster.until_no_process(&self.id).await;
+    pub async fn crash(&self, controller: &Controller) {
+        fault::kill_9(controller.until_process(&self.id).await);
+        controller.until_no_process(&self.id).await;
     }
 
     /// Suspends it for a signal; its process ends, as the SDK's would.
-    pub async fn suspend_for(&self, cluster: &Cluster, client: &RawClient, signal: &str) -> Instance {
+    pub async fn suspend_for(&self, controller: &Controller, client: &RawClient, signal: &str) -> Instance {
         match client.ask(raw::suspend_for(signal)).await {
             Ok(Outcome::Suspend(SuspendOutcome { kind, .. })) if kind == i32::from(Kind::Suspended) => {}
             other => panic!("the suspend was answered {other:?}"),
         }
-        self.crash(cluster).await;
-        cluster.until_suspended(&self.id).await
+        self.crash(controller).await;
+        controller.until_suspended(&self.id).await
     }
 
     fn path(&self, attempt: u32) -> PathBuf {

@@ -13,7 +13,7 @@ use dormouse_management_sdk::{Error, Payload, StartInstance, Status};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::cluster::Cluster;
+use crate::controller::Controller;
 
 /// Names the file to which the examples append `attempt step` for each step they ran.
 const SIDE_FILE_VARIABLE: &str = "DORMOUSE_SIDE_FILE";
@@ -80,26 +80,26 @@ pub struct Run {
 impl Run {
     /// Starts one, with further variables for its processes. Its image must have been pushed.
     pub async fn start(
-        cluster: &Cluster,
+        controller: &Controller,
         example: Example,
         id: &str,
         amount: &Amount,
         variables: &[(&str, &str)],
     ) -> Self {
-        let (run, start) = Self::prepare(cluster, example, id, amount, variables);
-        cluster.start(start).await;
+        let (run, start) = Self::prepare(controller, example, id, amount, variables);
+        controller.start(start).await;
         run
     }
 
     /// The same, but the start itself is left to the caller.
     pub fn prepare(
-        cluster: &Cluster,
+        controller: &Controller,
         example: Example,
         id: &str,
         amount: &Amount,
         variables: &[(&str, &str)],
     ) -> (Self, StartInstance) {
-        let folder = cluster.scratch().join(format!("run-{id}"));
+        let folder = controller.scratch().join(format!("run-{id}"));
         fs::create_dir(&folder).expect("ids of a test differ");
         let input = input(example, &folder, amount);
         let run = Self { example, id: id.to_owned(), input, folder, approved: false };
@@ -112,15 +112,15 @@ impl Run {
     }
 
     /// What an order waits for, once; nothing for the others.
-    pub async fn approve(&mut self, cluster: &Cluster) {
-        self.try_approve(cluster).await.expect("it has not ended");
+    pub async fn approve(&mut self, controller: &Controller) {
+        self.try_approve(controller).await.expect("it has not ended");
     }
 
     /// The same, if it has not ended.
-    pub async fn try_approve(&mut self, cluster: &Cluster) -> Result<(), Error> {
+    pub async fn try_approve(&mut self, controller: &Controller) -> Result<(), Error> {
         if self.example == Example::Order && !self.approved {
             let payload = Payload::json(&json!({"granted": true})).expect("JSON");
-            cluster.client().signal(&self.id, "approval", Some(payload)).await?;
+            controller.client().signal(&self.id, "approval", Some(payload)).await?;
             self.approved = true;
         }
         Ok(())
@@ -141,16 +141,16 @@ impl Run {
     }
 
     /// Waits for the ending, then checks all of it.
-    pub async fn check(&self, cluster: &Cluster) {
-        let ended = cluster.until_ended(&self.id, Status::Completed).await;
+    pub async fn check(&self, controller: &Controller) {
+        let ended = controller.until_ended(&self.id, Status::Completed).await;
         let output = ended.output_json().unwrap_or_else(|| panic!("{} has no output", self.id));
         match self.example {
             Example::Order => self.check_order(&output),
             Example::Fixity => self.check_fixity(&output),
             Example::Batch => self.check_batch(&output),
         }
-        self.check_nothing_saved_ran_again(cluster).await;
-        cluster.until_no_process(&self.id).await;
+        self.check_nothing_saved_ran_again(controller).await;
+        controller.until_no_process(&self.id).await;
     }
 
     fn check_order(&self, output: &Value) {
@@ -189,9 +189,9 @@ impl Run {
 
     /// A step whose result is stored may have run in attempts up to the one that stored it, and in
     /// none after it; and never twice in one attempt.
-    async fn check_nothing_saved_ran_again(&self, cluster: &Cluster) {
+    async fn check_nothing_saved_ran_again(&self, controller: &Controller) {
         let mut saved_by = BTreeMap::new();
-        for checkpoint in cluster.checkpoints(&self.id).await {
+        for checkpoint in controller.checkpoints(&self.id).await {
             if checkpoint.slot == 0 {
                 let key =
                     if checkpoint.key.is_empty() { String::new() } else { format!(" {}", checkpoint.key) };

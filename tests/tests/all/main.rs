@@ -28,6 +28,7 @@ mod invariant_8;
 mod invariant_9;
 mod killed_services;
 mod killed_workflow;
+mod machines;
 mod requests;
 mod signals;
 mod sleeping;
