@@ -258,7 +258,7 @@ impl Machines {
             match self.processes_on(machine) {
                 none if none.is_empty() => Ok(()),
                 some => {
-                    for process in some {
+                    for process in &some {
                         fault::kill_9(process.pid);
                     }
                     Err(format!("there are {some:?}"))
