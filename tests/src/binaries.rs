@@ -24,7 +24,7 @@ pub fn binary(name: &str) -> PathBuf {
 }
 
 /// Where cargo puts the programs of the profile that these tests are built with.
-fn profile_directory() -> PathBuf {
+pub(crate) fn profile_directory() -> PathBuf {
     let test = env::current_exe().expect("a test has a path");
     // target/PROFILE/deps/test-HASH, or target/PROFILE/program.
     let folder = test.parent().expect("it is in a folder");

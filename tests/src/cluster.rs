@@ -10,14 +10,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use crate::{
     binaries::binary,
     controller::{Controller, try_connect},
     database::Rows,
+    fault,
     guard::Guard,
     postgres,
+    previous::Release,
     process::Service,
     wait,
 };
@@ -58,6 +61,7 @@ impl Layout {
 pub struct Cluster {
     running: Vec<(Part, Service)>,
     layout: Layout,
+    release: Release,
     rows: Rows,
     controller: Controller,
     variables: Vec<(String, String)>,
@@ -74,20 +78,25 @@ impl Cluster {
 
     /// The same, as one process or as two.
     pub async fn up_as(layout: Layout, database: Database) -> Self {
-        Self::ready(layout, Rows::make(database).await).await
+        Self::up_with(Release::This, layout, database).await
+    }
+
+    /// The same, with the programs of that release.
+    pub async fn up_with(release: Release, layout: Layout, database: Database) -> Self {
+        Self::ready(layout, release, Rows::make(database).await).await
     }
 
     /// On a server that the test itself kills and starts again.
     pub async fn up_on(layout: Layout, server: &postgres::Server) -> Self {
-        Self::ready(layout, Rows::Own { url: server.url("postgres") }).await
+        Self::ready(layout, Release::This, Rows::Own { url: server.url("postgres") }).await
     }
 
-    async fn ready(layout: Layout, rows: Rows) -> Self {
+    async fn ready(layout: Layout, release: Release, rows: Rows) -> Self {
         let dir = tempfile::Builder::new().prefix("dormouse.").tempdir().expect("a temporary directory");
         let guard = Some(Guard::killing_all_of(dir.path()));
         let (running, variables) = (Vec::new(), Vec::new());
         let controller = Controller::new(vec![dir.path().join("data")], dir.path());
-        let mut cluster = Self { running, layout, rows, controller, variables, guard, dir };
+        let mut cluster = Self { running, layout, release, rows, controller, variables, guard, dir };
         cluster.start_services().await;
         cluster
     }
@@ -103,6 +112,17 @@ impl Cluster {
     /// Forgets it again.
     pub fn unset_variable(&mut self, name: &str) {
         self.variables.retain(|(known, _)| known != name);
+    }
+
+    /// Stops the services in order, as a service manager does, and starts those of that release.
+    pub async fn exchange(&mut self, release: Release) {
+        for (_, mut service) in std::mem::take(&mut self.running) {
+            fault::send(service.pid(), Signal::SIGTERM);
+            let status = service.until_ended().await;
+            assert!(status.success(), "stopped in order, {status}\n{}", service.log_tail());
+        }
+        self.release = release;
+        self.start_services().await;
     }
 
     /// Starts what does not run and waits until it answers.
@@ -143,7 +163,7 @@ impl Cluster {
             arguments.extend(["--environment".to_owned(), any]);
         }
         let log = self.dir.path().join(format!("{program}.log"));
-        let service = Service::start(&binary(program), &arguments, &self.variables, &log);
+        let service = Service::start(&self.release.binary(program), &arguments, &self.variables, &log);
         self.running.push((part, service));
     }
 

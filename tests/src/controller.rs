@@ -11,8 +11,8 @@ use dormouse_management_sdk::{
 };
 
 use crate::{
-    binaries::binary,
     fault,
+    previous::Release,
     process::{self, Pid},
     wait,
 };
@@ -66,8 +66,14 @@ impl Controller {
 
     /// Pushes a program of this workspace under its own name.
     pub async fn push(&self, program: &str) {
+        self.push_of(Release::This, program).await;
+    }
+
+    /// Pushes an example of that release, built with its SDK, under its own name.
+    pub async fn push_of(&self, release: Release, program: &str) {
         let image: ImageRef = program.parse().expect("a program's name is an image's name");
-        self.client().upload_image(&binary(program), &image, |_| {}).await.expect("the image is accepted");
+        let uploaded = self.client().upload_image(&release.binary(program), &image, |_| {}).await;
+        uploaded.expect("the image is accepted");
     }
 
     /// Starts an instance; answers its id.

@@ -21,6 +21,7 @@ pub mod fault;
 pub mod guard;
 pub mod machines;
 pub mod postgres;
+pub mod previous;
 pub mod probe;
 pub mod process;
 pub mod raw;

@@ -23,13 +23,13 @@ use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
 use crate::{
-    binaries::binary,
     cluster::copy_folder,
     controller::{Controller, Process, chain, try_connect},
     database::{Database, Rows},
     fault,
     guard::Guard,
     postgres,
+    previous::Release,
     process::Service,
     wait,
 };
@@ -62,6 +62,7 @@ impl Machine {
 /// A machine's service and how it is started.
 #[derive(Debug)]
 struct Place {
+    release: Release,
     service: Option<Service>,
     arguments: Vec<String>,
     variables: Vec<(String, String)>,
@@ -134,7 +135,8 @@ impl Machines {
         let home = self.data_dir(machine);
         fs::create_dir(&home).expect("a machine is added once");
         copy_folder(&self.dir.path().join("authority"), &home.join("pki"));
-        self.places.insert(machine, Place { service: None, arguments: Vec::new(), variables: Vec::new() });
+        let (arguments, variables) = (Vec::new(), Vec::new());
+        self.places.insert(machine, Place { release: Release::This, service: None, arguments, variables });
     }
 
     fn homes(&self) -> Vec<PathBuf> {
@@ -162,6 +164,11 @@ impl Machines {
     /// Forgets it again.
     pub fn unset_variable(&mut self, machine: Machine, name: &str) {
         self.place(machine).variables.retain(|(known, _)| known != name);
+    }
+
+    /// The machine's service is of that release, from its next start on.
+    pub fn set_release(&mut self, machine: Machine, release: Release) {
+        self.place(machine).release = release;
     }
 
     /// Further arguments of the machine's service, from its next start on, instead of earlier ones.
@@ -197,7 +204,8 @@ impl Machines {
         if place.service.as_mut().is_some_and(|service| service.exit().is_none()) {
             return;
         }
-        let service = Service::start(&binary(machine.program()), &arguments, &place.variables, &log);
+        let program = place.release.binary(machine.program());
+        let service = Service::start(&program, &arguments, &place.variables, &log);
         place.service = Some(service);
     }
 

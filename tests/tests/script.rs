@@ -11,7 +11,7 @@ use std::{
 };
 
 use dormouse_tests::{
-    fault, postgres,
+    fault, postgres, previous,
     process::{Pid, with_variable},
     wait,
 };
@@ -50,6 +50,7 @@ impl Run {
         let mut command = Command::new(script);
         command.args(arguments).env("PATH", path.expect("a PATH")).env("CARGO_SAYS", &says);
         command.env_remove(postgres::URL_VARIABLE).env_remove("DORMOUSE_TEST_LONG").env_remove("TMPDIR");
+        command.env(previous::VARIABLE, previous::directory());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
         Self { child: command.spawn().expect("the script is there"), says }
     }

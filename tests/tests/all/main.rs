@@ -32,3 +32,4 @@ mod machines;
 mod requests;
 mod signals;
 mod sleeping;
+mod upgrade;
