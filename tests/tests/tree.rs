@@ -8,6 +8,7 @@ use std::{
 };
 
 use dormouse_proto::code::Code;
+use sha2::{Digest, Sha256};
 
 const MOST_LINES: usize = 1000;
 /// A file of such a name collects what has no place; find the place.
@@ -107,6 +108,23 @@ fn both_databases_have_migrations_of_the_same_numbers_and_names() {
     for (at, name) in sqlite.iter().enumerate() {
         let number = name.split('_').next().and_then(|number| number.parse().ok());
         assert_eq!(number, Some(at + 1), "{name}: numbers begin at 0001 and have no gaps");
+    }
+}
+
+/// A step that was released is applied somewhere, and an edit would never get there.
+#[test]
+fn a_released_migration_is_never_edited() {
+    let folder = root().join("migrations");
+    let released = read(&folder.join("released.sha256"));
+    assert!(released.lines().count() >= 2, "the list of released migrations is empty");
+    for line in released.lines() {
+        let (digest, name) = line.split_once("  ").expect("a line as of sha256sum");
+        let text = fs::read(folder.join(name)).unwrap_or_else(|error| panic!("migrations/{name}: {error}"));
+        assert_eq!(
+            format!("{:x}", Sha256::digest(text)),
+            digest,
+            "migrations/{name} was released and is edited; take it back and add the next number"
+        );
     }
 }
 
