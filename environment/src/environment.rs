@@ -215,7 +215,10 @@ impl Environment {
                     Ok(Part::Scheduler) => leave.cancel(),
                     Ok(Part::Supervisor | Part::House) => {}
                     Err(error) => {
-                        if let Error::Store(store::Error::LeaseLost { .. }) = error {
+                        if let Error::Store(
+                            store::Error::LeaseLost { .. } | store::Error::LeaseTaken { .. },
+                        ) = error
+                        {
                             lost.cancel();
                         }
                         leave.cancel();
@@ -338,7 +341,7 @@ async fn keep_house(
 async fn renew(store: &Store, lease: &NodeLease, handle: &Handle) -> Result<(), Error> {
     let running = u32::try_from(handle.slots.used()).unwrap_or(u32::MAX);
     match store.renew_node(lease, NodeReport { running, ..NodeReport::default() }).await {
-        Ok(()) => Ok(()),
+        Ok(_) => Ok(()),
         // Nobody can take the lease while the database answers nobody.
         Err(error) => unless_final(error, "the node's lease is not renewed now"),
     }

@@ -31,8 +31,6 @@ const BATCH: usize = 256;
 pub(super) const QUEUE: usize = 1024;
 /// Times a request is tried that lost a race inside the database.
 const TRIES: u32 = 8;
-/// Time for a new connection before the requests that wait for it are refused.
-const CONNECT: Duration = Duration::from_secs(5);
 
 /// What a request locks first. Batches run in this order, arrival order within.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -171,19 +169,22 @@ struct Link {
     connector: Connector,
     read_only: bool,
     conn: Option<Conn>,
+    /// How long one statement may take.
+    answer_within: Duration,
 }
 
 impl Link {
     /// The connection, a new one if the last was lost.
     async fn conn(&mut self) -> Result<(&mut Conn, &Connector)> {
         if self.conn.is_none() {
-            let connecting = self.connector.connect(self.read_only);
-            let connected = tokio::time::timeout(CONNECT, connecting)
+            let connecting = tokio::time::timeout(self.answer_within, self.connector.connect(self.read_only));
+            let connected = connecting
                 .await
-                .map_err(|_| Error::Unavailable(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())))?;
+                .unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())));
             self.conn = Some(connected.map_err(Error::Unavailable)?);
         }
         let conn = self.conn.as_mut().expect("set just above");
+        conn.set_answer_within(Some(self.answer_within));
         Ok((conn, &self.connector))
     }
 
@@ -227,8 +228,14 @@ enum Failure {
 }
 
 impl Writer {
-    pub(super) fn new(connector: Connector, conn: Conn, clock: Clock, hub: Hub) -> Self {
-        Self { link: Link { connector, read_only: false, conn: Some(conn) }, clock, hub }
+    pub(super) fn new(
+        connector: Connector,
+        conn: Conn,
+        answer_within: Duration,
+        clock: Clock,
+        hub: Hub,
+    ) -> Self {
+        Self { link: Link { connector, read_only: false, conn: Some(conn), answer_within }, clock, hub }
     }
 
     /// Serves its queue until `closing`, then what is queued still, then says goodbye.
@@ -381,8 +388,8 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    pub(super) fn new(connector: Connector, conn: Conn, clock: Clock) -> Self {
-        Self { link: Link { connector, read_only: true, conn: Some(conn) }, clock }
+    pub(super) fn new(connector: Connector, conn: Conn, answer_within: Duration, clock: Clock) -> Self {
+        Self { link: Link { connector, read_only: true, conn: Some(conn), answer_within }, clock }
     }
 
     /// Serves the shared queue until `closing`.

@@ -115,11 +115,40 @@ pub enum Error {
         /// What to do.
         remedy: &'static str,
     },
-    /// The node's lease belongs to somebody else now, or is lost.
+    /// The node's lease is lost: somebody watched it unrenewed for its whole length.
     #[error("node {node} does not hold its lease any more; end its processes and take a new lease")]
     LeaseLost {
         /// Which node.
         node: NodeId,
+    },
+    /// Another process with the same id took the node's lease.
+    #[error(
+        "the lease of node {node} was taken by another service, {name} at {address}; if its data directory was copied, \
+         remove the file `node` from one of the two, with no service running there, and start that one again"
+    )]
+    LeaseTaken {
+        /// Which node.
+        node: NodeId,
+        /// What the other calls itself.
+        name: String,
+        /// Where the other's management server is.
+        address: String,
+    },
+    /// No node is called so.
+    #[error("node {asked:?} does not exist; known are: {}", known.join(", "))]
+    NoNode {
+        /// What was asked for.
+        asked: String,
+        /// Some of those that exist.
+        known: Vec<String>,
+    },
+    /// Several nodes are called so, or their ids begin like this.
+    #[error("node {asked:?} fits several: {}; give the id, or more of it", candidates.join(", "))]
+    AmbiguousNode {
+        /// What was asked for.
+        asked: String,
+        /// Some of those that it fits.
+        candidates: Vec<String>,
     },
     /// The database does not answer. Nothing was written.
     #[error("the database does not answer; repeat the request")]
@@ -199,7 +228,10 @@ impl Error {
             | Self::TooLarge { .. }
             | Self::Invalid { .. }
             | Self::TooMany { .. }
-            | Self::LeaseLost { .. } => true,
+            | Self::LeaseLost { .. }
+            | Self::LeaseTaken { .. }
+            | Self::NoNode { .. }
+            | Self::AmbiguousNode { .. } => true,
             Self::Unavailable(_)
             | Self::Unconfirmed(_)
             | Self::DiskFull(_)
@@ -266,10 +298,12 @@ impl Coded for Error {
             | Self::ImageInUse { .. }
             | Self::NotEnded { .. }
             | Self::LeaseLost { .. }
+            | Self::LeaseTaken { .. }
             | Self::ReleaseTooOld { .. }
             | Self::Open { .. } => Code::FailedPrecondition,
-            Self::NoInstance { .. } | Self::NoImage { .. } => Code::NotFound,
+            Self::NoInstance { .. } | Self::NoImage { .. } | Self::NoNode { .. } => Code::NotFound,
             Self::Ambiguous { .. }
+            | Self::AmbiguousNode { .. }
             | Self::TooLarge { .. }
             | Self::Invalid { .. }
             | Self::NoWorkflow { .. } => Code::InvalidArgument,

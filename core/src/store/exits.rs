@@ -136,9 +136,17 @@ async fn apply(tx: &mut Tx<'_>, row: &Locked, next: &Life, reason: &str, now: Mi
 const OF_NODE: Stmt = stmt!(concat!(
     "SELECT ",
     life_columns!(),
-    " FROM instance WHERE node = $1 AND node IS NOT NULL ORDER BY key {for_update}"
+    " FROM instance WHERE node = $1 AND node IS NOT NULL ORDER BY key LIMIT $2 {for_update}"
 ));
-const LOST_NODES: Stmt = stmt!("SELECT id FROM node WHERE lost ORDER BY id {for_update}");
+/// Rows that one transaction takes over: their writers wait meanwhile.
+const TAKE_OVER: u32 = 100;
+/// Held, so that none of them takes a new lease in the middle. Those that have nothing left are
+/// many after a while, and are not touched.
+const LOST_NODES: Stmt = stmt!(
+    "SELECT id FROM node
+      WHERE lost AND EXISTS (SELECT 1 FROM instance WHERE instance.node = node.id AND instance.node IS NOT NULL)
+      ORDER BY id {for_update}"
+);
 
 /// Gives rows of a node back to the wake queue.
 async fn return_rows(
@@ -146,10 +154,11 @@ async fn return_rows(
     node: &NodeId,
     known: &HashSet<AttemptRef>,
     reports: &HashMap<AttemptRef, ExitReport>,
+    limit: u32,
     why: &'static str,
 ) -> Result<Vec<AttemptRef>> {
     let mut returned = Vec::new();
-    let rows = tx.fetch(&OF_NODE, args![node]).await?;
+    let rows = tx.fetch(&OF_NODE, args![node, limit]).await?;
     let now = tx.now().await?;
     for row in rows {
         let row = life::read(&row)?;
@@ -181,7 +190,7 @@ impl Request for Settle {
     async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Answer> {
         nodes::hold(tx, &self.lease).await?;
         let why = "its node knows no process of it";
-        let returned = return_rows(tx, &self.lease.node, &self.known, &self.ended, why).await?;
+        let returned = return_rows(tx, &self.lease.node, &self.known, &self.ended, u32::MAX, why).await?;
         let now = tx.now().await?;
         for (of, report) in &self.ended {
             // Of those that were returned it is noted already; the others had recorded their end.
@@ -201,9 +210,37 @@ impl Request for TakeOver {
         for row in tx.fetch(&LOST_NODES, args![]).await? {
             let node = row.parsed("id", |text| NodeId::parse(text).ok())?;
             let (none, no_reports) = (HashSet::new(), HashMap::new());
-            returned.extend(return_rows(tx, &node, &none, &no_reports, "its node lost its lease").await?);
+            let room = TAKE_OVER.saturating_sub(u32::try_from(returned.len()).unwrap_or(u32::MAX));
+            let why = "its node lost its lease";
+            returned.extend(return_rows(tx, &node, &none, &no_reports, room, why).await?);
         }
         Ok(returned)
+    }
+}
+
+struct HandBack {
+    lease: NodeLease,
+    of: AttemptRef,
+    why: String,
+}
+
+impl Request for HandBack {
+    type Answer = bool;
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<bool> {
+        nodes::hold(tx, &self.lease).await?;
+        let Some(row) = life::lock_key(tx, self.of.instance).await? else { return Ok(false) };
+        let now = tx.now().await?;
+        attempts::over(tx, self.of, &Over::Without("returned", &self.why), now).await?;
+        if row.life.attempt != self.of.attempt {
+            return Ok(false);
+        }
+        let newest_checkpoint = life::newest_checkpoint(tx, row.key).await?;
+        let Some(next) = row.life.settle(&self.lease.node, newest_checkpoint, now) else { return Ok(false) };
+        let event = NewEvent::new(EventKind::Returned, &self.why);
+        events::append(tx, row.key, self.of.attempt, now, event).await?;
+        life::write(tx, &row, &next, now).await?;
+        Ok(true)
     }
 }
 
@@ -388,7 +425,16 @@ impl Store {
         self.write_node(Settle { lease: lease.clone(), known, ended }).await
     }
 
-    /// Returns the rows of all nodes whose lease is lost. Every node that looks repeats it.
+    /// Gives one instance back to the wake queue whose process this node has ended for reasons of
+    /// its own (it drains): no crash, due at once. The process must be gone. False: the row is
+    /// not that attempt's any more, or it had recorded its own end.
+    pub async fn hand_back(&self, lease: &NodeLease, of: AttemptRef, mut why: String) -> Result<bool> {
+        payload::cut(&mut why, STDERR_TAIL);
+        self.write_node(HandBack { lease: lease.clone(), of, why }).await
+    }
+
+    /// Returns rows of nodes whose lease is lost, some at a time: call it again until it returns
+    /// none. Every node that looks repeats it.
     pub async fn take_over(&self) -> Result<Vec<AttemptRef>> {
         self.write_node(TakeOver).await
     }

@@ -35,6 +35,8 @@ pub(super) async fn migrate(
         Connector::Postgres(_) => None,
     };
     if connector.kind() == Kind::Postgres {
+        // An index on a large table takes its time, and whoever comes second waits for it.
+        conn.set_answer_within(None);
         conn.run("BEGIN").await?;
         conn.run(POSTGRES_LOCK).await?;
     } else {

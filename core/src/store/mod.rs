@@ -46,6 +46,7 @@ mod wakes;
 use std::{
     hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use tokio::task::JoinSet;
@@ -60,7 +61,7 @@ pub use events::EventPage;
 pub use exits::{AfterExit, Expired, Superseded};
 pub use images::{DeletedImages, Image, NewImage};
 pub use instances::{Instance, InstanceDetail, InstancePage, ListFilter};
-pub use nodes::{NewNode, Node, NodeLease, NodeReport};
+pub use nodes::{Drain, NewNode, Node, NodeLease, NodeReport};
 pub use notices::{Notice, Notices};
 pub use open::Database;
 pub use sessions::{Inbox, OwnStatus, Registration, Session, Suspension, TokenOf};
@@ -92,6 +93,9 @@ pub struct Options {
     pub writers: usize,
     /// Connections that read.
     pub readers: usize,
+    /// How long the leases of this process last unrenewed, on PostgreSQL. Renewals go over a
+    /// connection of their own, which is replaced once it has not answered for a fifth of it.
+    pub lease: Duration,
     /// This release, for a schema that needs a newer one.
     pub release: String,
 }
@@ -106,10 +110,17 @@ impl Options {
             jitter: 0.2,
             writers: 4,
             readers: 4,
+            lease: DEFAULT_LEASE,
             release: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
 }
+
+/// How long a lease lasts unrenewed if nothing else is said.
+pub const DEFAULT_LEASE: Duration = Duration::from_secs(15);
+/// How long one statement may take on PostgreSQL. Longer than the server waits for a lock on our
+/// behalf, so that what is late is a cut connection and no busy row.
+const ANSWER: Duration = Duration::from_secs(30);
 
 /// All that is durable. Cheap to clone; the last clone that is dropped ends its tasks, and
 /// [`Store::close`] does so in order.
@@ -120,12 +131,16 @@ pub struct Store(Arc<Inner>);
 struct Inner {
     kind: Kind,
     limits: Limits,
+    lease: Duration,
     jitter: Mutex<Jitter>,
     /// Requests of instances: each instance always takes the same.
     writers: Vec<Lane>,
     /// Requests of nodes and images: a claim must not wait behind checkpoints. On SQLite the
     /// same as the only other writer.
     node: Lane,
+    /// Renewals, and watching those of others: neither waits behind a claim that waits for a
+    /// row, nor for a connection that was cut without a word. On SQLite the only writer.
+    leases: Lane,
     readers: Lane,
     hub: Hub,
     closing: CancellationToken,
@@ -178,37 +193,40 @@ impl Store {
         let (hub, outbox) = Hub::new();
         let closing = CancellationToken::new();
         let mut tasks = JoinSet::new();
-        let spawn_writer = async |tasks: &mut JoinSet<()>, conn| {
+        let spawn_writer = |tasks: &mut JoinSet<()>, conn, answer| {
             let (lane, queue) = Lane::new();
-            let writer = Writer::new(connector.clone(), conn, options.clock.clone(), hub.clone());
+            let writer = Writer::new(connector.clone(), conn, answer, options.clock.clone(), hub.clone());
             tasks.spawn(writer.run(queue, closing.clone()));
             lane
         };
-        let mut writers = vec![spawn_writer(&mut tasks, first).await];
-        let mut node = writers[0].clone();
+        let mut writers = vec![spawn_writer(&mut tasks, first, ANSWER)];
+        let (mut node, mut leases) = (writers[0].clone(), writers[0].clone());
         if connector.kind() == Kind::Postgres {
             for _ in 1..options.writers.max(1) {
-                writers.push(spawn_writer(&mut tasks, connector.open(false).await?).await);
+                writers.push(spawn_writer(&mut tasks, connector.open(false).await?, ANSWER));
             }
-            node = spawn_writer(&mut tasks, connector.open(false).await?).await;
+            node = spawn_writer(&mut tasks, connector.open(false).await?, ANSWER);
+            leases = spawn_writer(&mut tasks, connector.open(false).await?, options.lease / 5);
         }
         let (readers, queue) = Lane::new();
         let queue = Arc::new(tokio::sync::Mutex::new(queue));
         for _ in 0..options.readers.max(1) {
             let conn = connector.open(true).await?;
-            let reader = Reader::new(connector.clone(), conn, options.clock.clone());
+            let reader = Reader::new(connector.clone(), conn, ANSWER, options.clock.clone());
             tasks.spawn(reader.run(Arc::clone(&queue), closing.clone()));
         }
         tell_peers(&connector, &hub, outbox, &closing, &mut tasks).await?;
         Ok(Self(Arc::new(Inner {
             kind: connector.kind(),
             limits: options.limits,
+            lease: options.lease,
             jitter: Mutex::new(Jitter {
                 spread: options.jitter.clamp(0.0, 0.2),
                 random: fastrand::Rng::with_seed(random_number()?),
             }),
             writers,
             node,
+            leases,
             readers,
             hub,
             closing,
@@ -236,6 +254,11 @@ impl Store {
     /// The limits it enforces.
     pub fn limits(&self) -> &Limits {
         &self.0.limits
+    }
+
+    /// How long leases of this process last unrenewed.
+    pub fn lease(&self) -> Duration {
+        self.0.lease
     }
 
     /// The database's clock.
@@ -286,6 +309,11 @@ impl Store {
     /// Through the writer of nodes and images.
     async fn write_node<R: Request>(&self, request: R) -> Result<R::Answer> {
         self.0.node.call(request).await
+    }
+
+    /// Through the connection of renewals.
+    async fn write_lease<R: Request>(&self, request: R) -> Result<R::Answer> {
+        self.0.leases.call(request).await
     }
 
     fn writer_of(&self, what: &impl std::hash::Hash) -> &Lane {

@@ -3,7 +3,10 @@
 //! A lease is an epoch: taking it raises the number, so that whoever held it before has lost
 //! it. A claim holds the node's row while it claims, so no node claims without its lease
 //! (invariant 4). On SQLite the lock on the data directory is the real lease, and the row is
-//! written at the start only.
+//! written at the start and when a drain is asked for or answered.
+//!
+//! Two ways to lose it are told apart: *lost*, a watcher took it and the node takes a new one;
+//! *taken*, another process with the same id took it, and one of the two must not run at all.
 
 use std::time::Duration;
 
@@ -49,10 +52,43 @@ pub struct NodeLease {
 pub struct NodeReport {
     /// Processes it runs now.
     pub running: u32,
-    /// It takes nothing new and waits for what runs.
+    /// It takes nothing new, because it was asked to drain.
     pub draining: bool,
-    /// Why it claims nothing, one sentence; empty: it claims.
+    /// Why it claims nothing, one sentence; empty: it claims, as far as slots are free.
     pub not_claiming: String,
+    /// Load average of the last minute, in thousandths.
+    pub load_milli: u64,
+    /// Memory that is free for more processes.
+    pub memory_free_bytes: u64,
+    /// What confines its processes, and where it keeps images: a short phrase each.
+    pub in_force: Vec<String>,
+}
+
+/// What controllers ask of a node. It stays over the node's restart, until it is taken back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Drain {
+    /// Claim.
+    #[default]
+    No,
+    /// Claim nothing, wait for what runs.
+    Wait,
+    /// Claim nothing, end what runs and give it back to the wake queue.
+    Suspend,
+}
+
+impl Drain {
+    /// Its word in the row and on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::No => "no",
+            Self::Wait => "wait",
+            Self::Suspend => "suspend",
+        }
+    }
+
+    fn parse(word: &str) -> Option<Self> {
+        [Self::No, Self::Wait, Self::Suspend].into_iter().find(|drain| drain.as_str() == word)
+    }
 }
 
 /// A node as people see it, and as other nodes watch it.
@@ -76,6 +112,8 @@ pub struct Node {
     pub slots: u32,
     /// What it told last.
     pub report: NodeReport,
+    /// What is asked of it.
+    pub drain: Drain,
     /// When it took this lease.
     pub started_at: Micros,
     /// When it last renewed it; for people only.
@@ -92,17 +130,27 @@ const TAKE: Stmt = stmt!(
             started_at = $7, renewed_at = $7
      RETURNING epoch"
 );
+/// One statement that commits by itself; the database's clock, if none is given.
 const RENEW: Stmt = stmt!(
-    "UPDATE node SET renewals = renewals + 1, renewed_at = $1, running = $2, draining = $3, not_claiming = $4
-      WHERE id = $5 AND epoch = $6 AND NOT lost"
+    "UPDATE node SET renewals = renewals + 1, renewed_at = COALESCE($1, {clock}), running = $2, draining = $3,
+                     not_claiming = $4, load_milli = $5, memory_free_bytes = $6, in_force = $7
+      WHERE id = $8 AND epoch = $9 AND NOT lost RETURNING drain"
 );
+/// Only over the very lease that was lost: else somebody else with this id has taken it.
+const RETAKE: Stmt = stmt!(
+    "UPDATE node SET epoch = epoch + 1, renewals = 0, lost = FALSE, running = 0, draining = FALSE,
+                     not_claiming = '', renewed_at = $1, started_at = $1
+      WHERE id = $2 AND epoch = $3 RETURNING epoch"
+);
+const HOLDER: Stmt = stmt!("SELECT epoch, name, address FROM node WHERE id = $1");
+const ASK: Stmt = stmt!("UPDATE node SET drain = $1 WHERE id = $2");
 const HOLD: Stmt = stmt!("SELECT epoch FROM node WHERE id = $1 AND epoch = $2 AND NOT lost {for_share}");
 /// Guarded by what the watcher saw for the whole length: a renewal meanwhile wins.
 const LOSE: Stmt =
     stmt!("UPDATE node SET lost = TRUE WHERE id = $1 AND epoch = $2 AND renewals = $3 AND NOT lost");
 const LIST: Stmt = stmt!(
     "SELECT id, name, address, version, slots, running, epoch, renewals, lease_micros, lost, draining,
-            not_claiming, started_at, renewed_at
+            not_claiming, load_milli, memory_free_bytes, in_force, drain, started_at, renewed_at
        FROM node ORDER BY name, id"
 );
 
@@ -110,12 +158,20 @@ const LIST: Stmt = stmt!(
 pub(super) async fn hold(tx: &mut Tx<'_>, lease: &NodeLease) -> Result<()> {
     match tx.fetch_optional(&HOLD, args![&lease.node, lease.epoch]).await? {
         Some(_) => Ok(()),
-        None => Err(lost(lease)),
+        None => Err(why_not_held(tx, lease).await?),
     }
 }
 
-fn lost(lease: &NodeLease) -> Error {
-    Error::LeaseLost { node: lease.node.clone() }
+/// Whether watchers took it, or somebody else with the same id.
+async fn why_not_held(tx: &mut Tx<'_>, lease: &NodeLease) -> Result<Error> {
+    let node = lease.node.clone();
+    let Some(row) = tx.fetch_optional(&HOLDER, args![&node]).await? else {
+        return Ok(Error::LeaseLost { node });
+    };
+    if row.number("epoch")? == lease.epoch {
+        return Ok(Error::LeaseLost { node });
+    }
+    Ok(Error::LeaseTaken { node, name: row.text("name")?, address: row.text("address")? })
 }
 
 struct Take {
@@ -141,18 +197,116 @@ struct Renew {
     report: NodeReport,
 }
 
-impl Request for Renew {
-    type Answer = ();
+impl Renew {
+    async fn renew(&self, tx: &mut Tx<'_>) -> Result<Option<Drain>> {
+        let NodeReport { running, draining, not_claiming, load_milli, memory_free_bytes, in_force } =
+            &self.report;
+        let in_force = in_force.join(BETWEEN_PHRASES);
+        let (now, lease) = (tx.given_now(), &self.lease);
+        let args = args![
+            now,
+            *running,
+            *draining,
+            not_claiming,
+            *load_milli,
+            *memory_free_bytes,
+            &in_force,
+            &lease.node,
+            lease.epoch
+        ];
+        let row = tx.write_fetch(&RENEW, args).await?.pop();
+        row.map(|row| row.parsed("drain", Drain::parse)).transpose()
+    }
+}
 
-    async fn run(&self, tx: &mut Tx<'_>) -> Result<()> {
-        let NodeReport { running, draining, not_claiming } = &self.report;
-        let now = tx.now().await?;
-        let args = args![now, *running, *draining, not_claiming, &self.lease.node, self.lease.epoch];
-        match tx.execute(&RENEW, args).await? {
-            0 => Err(lost(&self.lease)),
-            _ => Ok(()),
+impl Request for Renew {
+    type Answer = Drain;
+
+    async fn run_single(&self, tx: &mut Tx<'_>) -> Result<Option<Drain>> {
+        self.renew(tx).await
+    }
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Drain> {
+        match self.renew(tx).await? {
+            Some(asked) => Ok(asked),
+            None => Err(why_not_held(tx, &self.lease).await?),
         }
     }
+}
+
+/// Between the phrases of a report, which are each one line.
+const BETWEEN_PHRASES: &str = "\n";
+
+struct Retake {
+    lost: NodeLease,
+}
+
+impl Request for Retake {
+    type Answer = NodeLease;
+
+    /// A second one would find its own first and take it for a stranger's.
+    fn repeatable(&self) -> bool {
+        false
+    }
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<NodeLease> {
+        let now = tx.now().await?;
+        let NodeLease { node, epoch } = &self.lost;
+        match tx.write_fetch(&RETAKE, args![now, node, *epoch]).await?.pop() {
+            Some(row) => Ok(NodeLease { node: node.clone(), epoch: row.number("epoch")? }),
+            None => Err(why_not_held(tx, &self.lost).await?),
+        }
+    }
+}
+
+struct AskDrain {
+    node: String,
+    drain: Drain,
+}
+
+impl Request for AskDrain {
+    type Answer = Node;
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Node> {
+        let nodes: Vec<Node> = tx.fetch(&LIST, args![]).await?.iter().map(read).collect::<Result<_>>()?;
+        let node = named(&self.node, nodes)?;
+        if node.drain != self.drain {
+            tx.execute_one(&ASK, args![self.drain.as_str(), &node.lease.node]).await?;
+            // The node, and whoever waits for it.
+            tx.notify(Notice::Everything);
+        }
+        Ok(Node { drain: self.drain, ..node })
+    }
+}
+
+/// The node that people mean: its id, the beginning of it that no other has, or its name.
+fn named(asked: &str, nodes: Vec<Node>) -> Result<Node> {
+    let fits = |node: &Node| {
+        let id = node.lease.node.as_str();
+        id == asked || node.name == asked || (!asked.is_empty() && id.starts_with(asked))
+    };
+    let (mut fitting, others): (Vec<Node>, Vec<Node>) = nodes.into_iter().partition(fits);
+    if let Some(exact) = fitting.iter().position(|node| node.lease.node.as_str() == asked) {
+        return Ok(fitting.swap_remove(exact));
+    }
+    let describe = |node: &Node| format!("{} ({})", node.lease.node, node.name);
+    match (fitting.len(), fitting.pop()) {
+        (1, Some(node)) => Ok(node),
+        (_, None) => Err(Error::NoNode { asked: asked.to_owned(), known: shown(&others, describe) }),
+        (_, Some(last)) => {
+            fitting.push(last);
+            Err(Error::AmbiguousNode { asked: asked.to_owned(), candidates: shown(&fitting, describe) })
+        }
+    }
+}
+
+/// Some of them, for a message.
+fn shown(nodes: &[Node], describe: impl Fn(&Node) -> String) -> Vec<String> {
+    let mut shown: Vec<String> = nodes.iter().take(Error::MAX_CANDIDATES).map(describe).collect();
+    if nodes.len() > shown.len() {
+        shown.push("…".to_owned());
+    }
+    shown
 }
 
 struct Lose {
@@ -178,6 +332,10 @@ struct List;
 impl Request for List {
     type Answer = Vec<Node>;
 
+    async fn run_single(&self, tx: &mut Tx<'_>) -> Result<Option<Self::Answer>> {
+        self.run(tx).await.map(Some)
+    }
+
     async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Answer> {
         tx.fetch(&LIST, args![]).await?.iter().map(read).collect()
     }
@@ -198,7 +356,11 @@ fn read(row: &Row) -> Result<Node> {
             running: row.small("running")?,
             draining: row.flag("draining")?,
             not_claiming: row.text("not_claiming")?,
+            load_milli: row.number("load_milli")?,
+            memory_free_bytes: row.number("memory_free_bytes")?,
+            in_force: row.text("in_force")?.lines().map(str::to_owned).collect(),
         },
+        drain: row.parsed("drain", Drain::parse)?,
         started_at: row.at("started_at")?,
         renewed_at: row.at("renewed_at")?,
     })
@@ -216,11 +378,30 @@ impl Store {
         self.write_node(Take { node }).await
     }
 
-    /// Renews the lease and tells how the node is. Refused once the lease is lost: end the
-    /// processes, take a new one, settle.
-    pub async fn renew_node(&self, lease: &NodeLease, report: NodeReport) -> Result<()> {
+    /// Renews the lease and tells how the node is; answers what is asked of it. Over a connection
+    /// of its own, which is given up once it has not answered for a fifth of [`Store::lease`].
+    ///
+    /// Refused once the lease is lost: end the processes, take a new one
+    /// ([`Self::retake_lease`]), settle. Refused for good once it is taken: end everything.
+    pub async fn renew_node(&self, lease: &NodeLease, report: NodeReport) -> Result<Drain> {
         super::check_text("node.not_claiming", &report.not_claiming)?;
-        self.write_node(Renew { lease: lease.clone(), report }).await
+        for phrase in &report.in_force {
+            super::check_text("node.in_force", phrase)?;
+        }
+        self.write_lease(Renew { lease: lease.clone(), report }).await
+    }
+
+    /// Takes a new lease after `lost` was lost. Nobody of the node may run any more; settle
+    /// before the first claim. Refused if another process with this node's id was first.
+    pub async fn retake_lease(&self, lost: &NodeLease) -> Result<NodeLease> {
+        self.write_node(Retake { lost: lost.clone() }).await
+    }
+
+    /// Asks a node to drain, or to claim again. `node` is its id, a beginning of it that is
+    /// unique, or its name. Answers the node as it was when it was asked.
+    pub async fn ask_drain(&self, node: &str, drain: Drain) -> Result<Node> {
+        super::check_text("node.id", node)?;
+        self.write_node(AskDrain { node: node.to_owned(), drain }).await
     }
 
     /// Takes the lease away from a node that was watched unrenewed (`renewals` stayed as seen)
@@ -233,5 +414,11 @@ impl Store {
     /// All nodes.
     pub async fn nodes(&self) -> Result<Vec<Node>> {
         self.read(List).await
+    }
+
+    /// All nodes, for who watches their leases: over the connection of renewals, so that an
+    /// answer that comes at all comes in time.
+    pub async fn watch_nodes(&self) -> Result<Vec<Node>> {
+        self.write_lease(List).await
     }
 }

@@ -4,13 +4,13 @@
 //! never inherited (invariant 1). NOTIFY runs after the commits, gathered, on a connection of
 //! its own: inside writing transactions it would make them commit one at a time.
 
-use std::{str::FromStr as _, time::Duration};
+use std::{io, str::FromStr as _, time::Duration};
 
 use sqlx::{
-    ConnectOptions as _,
+    ConnectOptions as _, Executor as _,
     postgres::{PgConnectOptions, PgListener, PgPoolOptions},
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -26,6 +26,10 @@ const CHANNEL: &str = "dormouse";
 const PAYLOAD: usize = 7000;
 /// Pause before the next try to hear or tell peers.
 const RETRY: Duration = Duration::from_secs(1);
+/// Time for a new connection, and for one statement of those that nobody has given a time yet.
+const CONNECT: Duration = Duration::from_secs(5);
+/// After so long without a notice the connection that hears them is asked whether it lives.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// A server and a database on it.
 #[derive(Debug)]
@@ -50,13 +54,22 @@ impl PostgresServer {
     }
 
     pub(super) async fn connect(&self, read_only: bool) -> Result<Conn, sqlx::Error> {
-        let mut conn = Conn::Postgres(Box::new(self.options.connect().await?));
-        // A lock that somebody else never releases must not hold up everybody behind us.
+        timeout(CONNECT, self.prepare(read_only)).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    async fn prepare(&self, read_only: bool) -> Result<Conn, sqlx::Error> {
+        let conn = Box::new(self.options.connect().await?);
+        let mut conn = Conn::Postgres { conn, answer_within: Some(CONNECT) };
+        // A lock that somebody else never releases must not hold up everybody behind us; nor may
+        // ours hold up others, should the network take us away in the middle of a transaction.
         conn.run(
             "SET synchronous_commit = on;
              SET default_transaction_isolation = 'read committed';
              SET lock_timeout = '20s';
-             SET idle_in_transaction_session_timeout = '60s';
+             SET idle_in_transaction_session_timeout = '15s';
+             SET tcp_keepalives_idle = 10;
+             SET tcp_keepalives_interval = 5;
+             SET tcp_keepalives_count = 3;
              SET client_min_messages = warning;
              SET TIME ZONE 'UTC'",
         )
@@ -89,18 +102,33 @@ impl PostgresServer {
     }
 
     async fn listen(&self, origin: &str, hub: &Hub) -> Result<(), sqlx::Error> {
-        let pool = PgPoolOptions::new().max_connections(1).connect_lazy_with(self.options.clone());
+        let options = PgPoolOptions::new().max_connections(1).acquire_timeout(CONNECT);
+        let pool = options.connect_lazy_with(self.options.clone());
         let mut listener = PgListener::connect_with(&pool).await?;
         listener.listen(CHANNEL).await?;
         hub.heard(Notice::Everything); // what was told before we heard
-        // `None`: the connection was lost.
-        while let Some(notification) = listener.try_recv().await? {
-            for notice in decode(origin, notification.payload()) {
-                hub.heard(notice);
+        loop {
+            match timeout(SILENCE, listener.try_recv()).await {
+                Ok(Ok(Some(notification))) => {
+                    for notice in decode(origin, notification.payload()) {
+                        hub.heard(notice);
+                    }
+                }
+                // The connection was lost.
+                Ok(Ok(None)) => return Ok(()),
+                Ok(Err(error)) => return Err(error),
+                // A connection that was cut without a word is as quiet as an idle cluster.
+                Err(_) => {
+                    timeout(CONNECT, listener.execute("SELECT 1")).await.map_err(|_| late())??;
+                }
             }
         }
-        Ok(())
     }
+}
+
+/// It did not answer in time.
+fn late() -> sqlx::Error {
+    sqlx::Error::Io(io::ErrorKind::TimedOut.into())
 }
 
 /// Tells the peers what this process committed, until `closing`.

@@ -4,12 +4,13 @@
 //! the crate is compiled; an unknown fragment does not compile. [`Tx`] is the only thing that
 //! begins and ends transactions. It decides nothing and knows no table.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, io, time::Duration};
 
 use sqlx::{
     Connection as _, PgConnection, Postgres, Row as _, Sqlite, SqliteConnection, postgres::PgRow,
     sqlite::SqliteRow,
 };
+use tokio::time::timeout;
 
 use super::{
     Clock, Notice,
@@ -214,7 +215,22 @@ pub(super) fn storable(text: &str) -> Cow<'_, str> {
 #[derive(Debug)]
 pub(super) enum Conn {
     Sqlite(Box<SqliteConnection>),
-    Postgres(Box<PgConnection>),
+    Postgres {
+        conn: Box<PgConnection>,
+        /// How long one statement may take; none: for ever. A connection that is cut without a
+        /// word would otherwise hold up its task until the system gives up, for many minutes.
+        answer_within: Option<Duration>,
+    },
+}
+
+/// Waits for one answer. Late is the same as lost: the connection is of no more use, since the
+/// answer may still come, and a commit that was asked for has an unknown outcome.
+async fn answered<T>(
+    within: Option<Duration>,
+    call: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, sqlx::Error> {
+    let Some(within) = within else { return call.await };
+    timeout(within, call).await.unwrap_or_else(|_| Err(sqlx::Error::Io(io::ErrorKind::TimedOut.into())))
 }
 
 macro_rules! bound {
@@ -236,7 +252,14 @@ impl Conn {
     pub(super) fn kind(&self) -> Kind {
         match self {
             Self::Sqlite(_) => Kind::Sqlite,
-            Self::Postgres(_) => Kind::Postgres,
+            Self::Postgres { .. } => Kind::Postgres,
+        }
+    }
+
+    /// How long one statement may take from now on; a file is not waited for.
+    pub(super) fn set_answer_within(&mut self, limit: Option<Duration>) {
+        if let Self::Postgres { answer_within, .. } = self {
+            *answer_within = limit;
         }
     }
 
@@ -244,7 +267,9 @@ impl Conn {
     pub(super) async fn run(&mut self, text: &'static str) -> Result<(), sqlx::Error> {
         match self {
             Self::Sqlite(conn) => sqlx::raw_sql(text).execute(&mut **conn).await.map(drop),
-            Self::Postgres(conn) => sqlx::raw_sql(text).execute(&mut **conn).await.map(drop),
+            Self::Postgres { conn, answer_within } => {
+                answered(*answer_within, sqlx::raw_sql(text).execute(&mut **conn)).await.map(drop)
+            }
         }
     }
 
@@ -253,8 +278,9 @@ impl Conn {
             Self::Sqlite(conn) => {
                 Ok(bound!(Sqlite, stmt.sqlite, args).execute(&mut **conn).await?.rows_affected())
             }
-            Self::Postgres(conn) => {
-                Ok(bound!(Postgres, stmt.postgres, args).execute(&mut **conn).await?.rows_affected())
+            Self::Postgres { conn, answer_within } => {
+                let call = bound!(Postgres, stmt.postgres, args).execute(&mut **conn);
+                Ok(answered(*answer_within, call).await?.rows_affected())
             }
         }
     }
@@ -266,8 +292,9 @@ impl Conn {
                 let rows = bound!(Sqlite, stmt.sqlite, args).fetch_all(&mut **conn).await?;
                 Ok(rows.into_iter().map(|row| Row { cells: Cells::Sqlite(row), text }).collect())
             }
-            Self::Postgres(conn) => {
-                let rows = bound!(Postgres, stmt.postgres, args).fetch_all(&mut **conn).await?;
+            Self::Postgres { conn, answer_within } => {
+                let call = bound!(Postgres, stmt.postgres, args).fetch_all(&mut **conn);
+                let rows = answered(*answer_within, call).await?;
                 Ok(rows.into_iter().map(|row| Row { cells: Cells::Postgres(row), text }).collect())
             }
         }
@@ -277,7 +304,7 @@ impl Conn {
     pub(super) async fn close(self) {
         let closed = match self {
             Self::Sqlite(conn) => conn.close().await,
-            Self::Postgres(conn) => conn.close().await,
+            Self::Postgres { conn, answer_within } => answered(answer_within, conn.close()).await,
         };
         if let Err(error) = closed {
             tracing::debug!(%error, "closing a database connection failed");

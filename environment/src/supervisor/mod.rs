@@ -241,10 +241,10 @@ impl Supervisor {
                     look_at = poll_at;
                     match self.compare().await {
                         Ok(next_in) => look_at = look_at.min(Instant::now() + next_in.min(poll)),
-                        Err(store::Error::LeaseLost { node }) => {
-                            warn!(%node, "this node has lost its lease: its processes are ended");
+                        Err(error @ (store::Error::LeaseLost { .. } | store::Error::LeaseTaken { .. })) => {
+                            warn!(%error, "this node has lost its lease: its processes are ended");
                             self.end_all(Order::Kill).await?;
-                            return Err(store::Error::LeaseLost { node }.into());
+                            return Err(error.into());
                         }
                         Err(error) => {
                             self.noticed.all = true;

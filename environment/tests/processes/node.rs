@@ -442,7 +442,7 @@ async fn a_lost_lease_kills_what_runs_here_and_starts_nothing_more() {
     // Its next claim is refused.
     node.start("refused", "sleep").await;
     let ended = node.running.join_next().await.expect("it was started").expect("no panic");
-    let Err(Error::Store(store::Error::LeaseLost { .. })) = ended else { panic!("{ended:?}") };
+    let Err(Error::Store(store::Error::LeaseTaken { .. })) = ended else { panic!("{ended:?}") };
     assert!(!runs(pid), "it runs where it must not");
     assert_eq!(node.instance("refused").await.life.attempt, Attempt::NONE);
     assert_eq!(node.instance("fenced").await.life.crashes, 0, "settled by the new holder, no crash");

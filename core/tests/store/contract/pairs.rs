@@ -87,6 +87,7 @@ enum Op {
     End,
     Exited,
     Settle,
+    HandBack,
     Claim,
     Signal,
     Cancel,
@@ -103,12 +104,15 @@ impl Start {
     fn writers(self) -> &'static [Op] {
         use Op::*;
         match self {
-            Start::Running => {
-                &[Register, Save, Feel, Suspend, End, Exited, Settle, Signal, Cancel, Pause, Stop, Expire]
-            }
+            Start::Running => &[
+                Register, Save, Feel, Suspend, End, Exited, Settle, HandBack, Signal, Cancel, Pause, Stop,
+                Expire,
+            ],
             Start::Unread => &[Register, Save, Take, Suspend, End, Settle, Signal, Cancel],
             Start::Paused => &[Suspend, End, Exited, Settle, Cancel, Resume, Stop],
-            Start::Open => &[Register, Save, Exited, Settle, Claim, Signal, Cancel, Pause, Stop, Expire],
+            Start::Open => {
+                &[Register, Save, Exited, Settle, HandBack, Claim, Signal, Cancel, Pause, Stop, Expire]
+            }
             Start::Suspended => &[Suspend, Exited, Claim, Signal, Cancel, Pause, Resume, Stop, Expire],
             Start::CancelAsked => {
                 &[Register, Feel, Suspend, End, Exited, Settle, Cancel, Stop, Expire, Overdue]
@@ -307,6 +311,9 @@ async fn ask(store: &Store, op: Op, subject: &Subject) -> (String, Option<Sessio
         Op::End => show(store.end(session, db::completed()).await, |outcome| outcome.to_string()),
         Op::Exited => show(store.exited(*attempt, db::exit()).await, |after| format!("{after:?}")),
         Op::Settle => show(store.settle(lease, &[]).await, |returned| format!("{} returned", returned.len())),
+        Op::HandBack => {
+            show(store.hand_back(lease, *attempt, "it drains".to_owned()).await, |done| format!("{done}"))
+        }
         Op::Claim => {
             let answer = store.claim_due(lease, 10, db::LAUNCH).await;
             show(answer, |claims| format!("{} claimed", claims.claims.len()))
