@@ -4,6 +4,48 @@
 
 use std::time::Duration;
 
+use dormouse_proto::call::InFlight;
+use dormouse_proto::door::Places;
+
+/// Connections of the instance server. A process is a stranger until it has registered. All of the processes of
+/// a machine may come from one address, so only strangers are counted by it; many processes that are
+/// launched at once are strangers for some milliseconds.
+pub const PLACES: Places = Places {
+    connections: 10_000,
+    of_one_address: 10_000,
+    strangers: 2_000,
+    strangers_of_one_address: 1_000,
+    crowd: 256,
+};
+
+/// What the instances of one tenant may have in flight together: half of the whole at most.
+pub const IN_FLIGHT_OF_TENANT: InFlight = InFlight { requests: 16_384, bytes: 128 << 20, turns: 512 };
+
+/// What all instances may have in flight together. In memory a request may be some times its bytes, and each turn
+/// may hold one payload of the largest size until it is read.
+pub const IN_FLIGHT: InFlight = InFlight { requests: 65_536, bytes: 256 << 20, turns: 1_024 };
+
+/// From an instance's hello to its registration.
+pub const REGISTER_WITHIN: Duration = Duration::from_secs(10);
+
+/// Requests that a connection may make before it has registered; each costs a look into the database.
+pub const REQUESTS_OF_A_STRANGER: usize = 16;
+
+/// How long requests in flight may take when their connection is to end.
+pub const FINISH_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long the last farewells of a service that ends may take to leave this machine.
+pub const LEAVE_WITHIN: Duration = Duration::from_millis(500);
+
+/// Longest name of an author's type that is kept, in bytes. It only helps people; the rest is cut.
+pub const TYPE_NAME_BYTES: usize = 1_000;
+
+/// Longest code of a failure, in bytes.
+pub const FAILURE_CODE_BYTES: usize = 200;
+
+/// Longest message of a failure that is kept, in bytes. The rest is cut: an instance must be able to end.
+pub const FAILURE_MESSAGE_BYTES: usize = 64 * 1024;
+
 /// What one instance may store and how often it may fail. All are configuration.
 #[derive(Clone, Debug)]
 pub struct Limits {

@@ -1,6 +1,7 @@
 //! The Dormouse environment: keeps images, launches instances' processes and watches them.
 //!
 //! - [`images`]: compiled workflows, named by their digest.
+//! - [`limits`]: sizes and counts of the management server.
 //! - [`launcher`]: starts a process, in one fixed order.
 //! - [`attempts`]: the directories of attempts, and what ended ones leave behind.
 //! - [`node`]: the lock on the data directory, the node's id and slots.
@@ -16,6 +17,7 @@ pub mod attempts;
 pub mod environment;
 pub mod images;
 pub mod launcher;
+pub mod limits;
 pub mod management;
 pub mod node;
 pub mod process;

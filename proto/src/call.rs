@@ -15,14 +15,19 @@ mod budget;
 #[cfg(feature = "server")]
 mod callee;
 mod caller;
+#[cfg(feature = "server")]
+mod groups;
 mod outbox;
 mod protocol;
 
 use quinn::{ConnectionError, VarInt};
 
+pub use self::budget::{Allowance, InFlight};
 #[cfg(feature = "server")]
-pub use self::callee::{Answer, Call, Callee, Replies};
+pub use self::callee::{Answer, Call, Callee, Replies, Turn};
 pub use self::caller::{Caller, Pushes};
+#[cfg(feature = "server")]
+pub use self::groups::{Groups, Member};
 pub use self::protocol::{Frame, InstanceProtocol, ManagementProtocol, Protocol, Refusal};
 use crate::code::{Code, Coded};
 use crate::frame::FrameError;
@@ -131,7 +136,7 @@ impl CallError {
         match (error, connection.close_reason()) {
             (FrameError::Read(_), Some(reason)) => Self::of_connection(&reason),
             (FrameError::Read(source), None) => Self::Lost { reason: source.to_string() },
-            (FrameError::TooLarge { .. } | FrameError::Truncated, _) => {
+            (FrameError::TooLarge { .. } | FrameError::TooManyFields { .. } | FrameError::Truncated, _) => {
                 Self::Malformed { reason: error.to_string() }
             }
             (FrameError::Malformed(source), _) => Self::Malformed { reason: format!("{error}: {source}") },

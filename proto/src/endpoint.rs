@@ -182,22 +182,39 @@ impl Default for Transport {
 }
 
 impl Transport {
-    fn config(&self) -> Arc<TransportConfig> {
+    /// What a client has from the beginning: it knows whom it talks to.
+    fn client(&self) -> Arc<TransportConfig> {
+        let mut config = self.config();
+        config
+            .max_concurrent_uni_streams(VarInt::from_u32(limits::BULK_STREAMS))
+            .receive_window(VarInt::from_u32(limits::CONNECTION_WINDOW_BYTES));
+        Arc::new(config)
+    }
+
+    /// A server's: whoever connects may send a hello and little more, until `Callee::trust` opens the windows.
+    #[cfg(feature = "server")]
+    fn server(&self) -> Arc<TransportConfig> {
+        let mut config = self.config();
+        config
+            .max_concurrent_uni_streams(VarInt::from_u32(0))
+            .receive_window(VarInt::from_u32(limits::STRANGER_WINDOW_BYTES));
+        Arc::new(config)
+    }
+
+    fn config(&self) -> TransportConfig {
         let idle = self.idle_timeout.try_into().expect("an idle time-out is far below 2^62 ms");
         let mut config = TransportConfig::default();
         config
             .max_idle_timeout(Some(idle))
             .keep_alive_interval(Some(self.keep_alive))
             .max_concurrent_bidi_streams(VarInt::from_u32(1))
-            .max_concurrent_uni_streams(VarInt::from_u32(limits::BULK_STREAMS))
             .stream_receive_window(VarInt::from_u32(limits::STREAM_WINDOW_BYTES))
-            .receive_window(VarInt::from_u32(limits::CONNECTION_WINDOW_BYTES))
             .send_window(limits::SEND_WINDOW_BYTES)
             .datagram_receive_buffer_size(None)
             .enable_segmentation_offload(self.segmentation_offload)
             // A first packet to a service that is just starting is repeated after 0.3 s, not after 1 s.
             .initial_rtt(Duration::from_millis(100));
-        Arc::new(config)
+        config
     }
 }
 
@@ -239,7 +256,7 @@ pub fn client_config_with<P: Protocol>(
     tls.resumption = Resumption::disabled();
     let crypto = QuicClientConfig::try_from(tls).map_err(TlsError::Provider)?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-    config.transport_config(transport.config());
+    config.transport_config(transport.client());
     Ok(config)
 }
 
@@ -425,7 +442,11 @@ pub fn server_config<P: Protocol>(
     tls.send_tls13_tickets = 0;
     let crypto = QuicServerConfig::try_from(tls).map_err(TlsError::Provider)?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-    config.transport_config(transport.config()).max_incoming(limits::HANDSHAKES);
+    config
+        .transport_config(transport.server())
+        .max_incoming(limits::HANDSHAKES)
+        .incoming_buffer_size(limits::HANDSHAKE_BYTES)
+        .incoming_buffer_size_total(limits::HANDSHAKES_BYTES);
     Ok(config)
 }
 

@@ -30,6 +30,12 @@ pub enum FrameError {
         /// What is allowed.
         max: usize,
     },
+    /// The frame holds more fields than a request may have.
+    #[error("a frame has more than {max} fields; send less in one request")]
+    TooManyFields {
+        /// What is allowed.
+        max: usize,
+    },
     /// The stream ended inside a frame.
     #[error("the stream ended inside a frame")]
     Truncated,
@@ -59,6 +65,52 @@ pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>, FrameError> {
 /// The message in a frame's body.
 pub fn decode<M: Message + Default>(body: Bytes) -> Result<M, FrameError> {
     M::decode(body).map_err(FrameError::Malformed)
+}
+
+/// The request in a frame's body. Its fields are counted before they are decoded: see
+/// [`limits::REQUEST_FIELDS`].
+#[cfg(feature = "server")]
+pub(crate) fn decode_request<M: Message + Default>(body: Bytes) -> Result<M, FrameError> {
+    let max = limits::REQUEST_FIELDS;
+    let mut count = 0;
+    // What repeats stands in the operation, which is a field of the frame.
+    for inner in Fields(&body) {
+        count += 1 + Fields(inner).take(max).count();
+        if count > max {
+            return Err(FrameError::TooManyFields { max });
+        }
+    }
+    decode(body)
+}
+
+/// The fields of an encoded message, each as its bytes, empty if it is a number. Ends at what is no field: whoever
+/// decodes the message refuses that.
+#[cfg(feature = "server")]
+struct Fields<'a>(&'a [u8]);
+
+#[cfg(feature = "server")]
+impl<'a> Iterator for Fields<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        use prost::encoding::decode_varint;
+
+        let Self(rest) = self;
+        let (skip, keep) = match decode_varint(rest).ok()? & 7 {
+            0 => {
+                decode_varint(rest).ok()?;
+                (0, 0)
+            }
+            1 => (8, 0),
+            2 => (0, usize::try_from(decode_varint(rest).ok()?).ok()?),
+            5 => (4, 0),
+            _ => return None,
+        };
+        *rest = rest.get(skip..)?;
+        let (field, behind) = rest.split_at_checked(keep)?;
+        *rest = behind;
+        Some(field)
+    }
 }
 
 /// Reads frames from a stream. Its futures may be dropped at any moment: what has arrived is kept.
@@ -232,6 +284,27 @@ mod tests {
     fn a_message_above_the_largest_frame_is_not_encoded() {
         assert!(matches!(encode(&frame(limits::BULK_FRAME_MAX_BYTES)), Err(FrameError::TooLarge { .. })));
         assert!(encode(&frame(limits::PAYLOAD_MAX_BYTES)).is_ok());
+    }
+
+    #[test]
+    #[cfg(feature = "server")]
+    fn fields_are_counted_before_they_are_decoded() {
+        use crate::instance::client_frame::Operation;
+        use crate::instance::{Suspend, Wait};
+
+        let request = |waits| {
+            let suspend = Suspend { waits: vec![Wait::default(); waits] };
+            let frame = ClientFrame { id: 7, operation: Some(Operation::Suspend(suspend)) };
+            decode_request::<ClientFrame>(frame.encode_to_vec().into())
+        };
+        assert_eq!(request(1_000).expect("a request").id, 7);
+        assert!(request(limits::REQUEST_FIELDS - 2).is_ok());
+        let refused = request(limits::REQUEST_FIELDS);
+        assert!(matches!(refused, Err(FrameError::TooManyFields { .. })), "{refused:?}");
+        for garbage in [&b"\xff"[..], b"\x0a\xff\xff\xff\xff\x0f", b"\x09\x01", b"\x0f"] {
+            let refused = decode_request::<ClientFrame>(Bytes::from_static(garbage));
+            assert!(matches!(refused, Err(FrameError::Malformed(_))), "{garbage:?}: {refused:?}");
+        }
     }
 
     #[test]

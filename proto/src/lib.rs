@@ -9,6 +9,7 @@
 //! | [`instance`], [`management`], [`launch`] | the messages, generated from `proto/*.proto` |
 //! | [`frame`] | the length prefix of a message |
 //! | [`call`] | requests and answers, many in flight, and pushes, over one connection |
+//! | `door` (feature `server`) | who may come in: places for connections |
 //! | [`endpoint`] | the one place that configures quinn and rustls |
 //! | `identity` (feature `identity`) | the cluster's authority and the certificates it signs |
 //! | [`code`] | the table of error codes |
@@ -19,6 +20,8 @@
 
 pub mod call;
 pub mod code;
+#[cfg(feature = "server")]
+pub mod door;
 pub mod endpoint;
 pub mod frame;
 #[cfg(feature = "identity")]

@@ -21,8 +21,16 @@ pub const REQUESTS_IN_FLIGHT: usize = 256;
 /// three frames of the largest size.
 pub const BYTES_IN_FLIGHT: usize = 16 * 1024 * 1024;
 
-/// Unidirectional streams that a peer may have open at a time.
+/// Requests of one connection that are carried out at a time, or whose answers wait to be read; the others wait
+/// their turn. An answer may hold a payload of the largest size, however small its request was.
+pub const TURNS: usize = 32;
+
+/// Unidirectional streams that a peer may have open at a time, once it has proved that it may be here. Before
+/// that: none.
 pub const BULK_STREAMS: u32 = 16;
+
+/// Fields of one request, counted before it is decoded: a field of two bytes may become a hundred in memory.
+pub const REQUEST_FIELDS: usize = 16_384;
 
 /// Pushes that a client keeps for a reader that is busy; the server's next ones wait at the server.
 pub const PUSHES_WAITING: usize = 16;
@@ -47,6 +55,10 @@ pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// what has arrived of the frame occupies memory.
 pub const FRAME_TIMEOUT: Duration = Duration::from_mins(1);
 
+/// From an answer or a push that is ready to its last byte's being handed to the connection. A peer that
+/// reads slower, or not at all, loses the connection, because what it does not read occupies memory.
+pub const READ_TIMEOUT: Duration = Duration::from_mins(1);
+
 /// How long an end that closes a connection waits until its last answers are acknowledged.
 pub const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -55,6 +67,9 @@ pub const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 
 /// Bytes that a peer may send on all streams of a connection before they are read.
 pub const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+
+/// The same before the peer has proved that it may be here: a hello and a registration have some hundred bytes.
+pub const STRANGER_WINDOW_BYTES: u32 = 64 * 1024;
 
 /// Bytes that are sent and not yet acknowledged, per connection: they stay in memory.
 pub const SEND_WINDOW_BYTES: u64 = 4 * 1024 * 1024;
@@ -65,3 +80,8 @@ pub const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 
 /// Handshakes that a server has under way at a time; more are refused until some are done.
 pub const HANDSHAKES: usize = 1024;
+
+/// Bytes that one client may send before its connection is looked at, and all of them together.
+pub const HANDSHAKE_BYTES: u64 = 64 * 1024;
+/// See [`HANDSHAKE_BYTES`].
+pub const HANDSHAKES_BYTES: u64 = 16 * 1024 * 1024;

@@ -19,27 +19,23 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_proto::call::InstanceProtocol;
+use dormouse_proto::call::{Allowance, Groups, InFlight, InstanceProtocol};
 use dormouse_proto::code::{Code, Coded};
+use dormouse_proto::door::{Door, Places};
 use dormouse_proto::endpoint::{self, ServerError, Transport};
 use dormouse_proto::identity::{Authority, IdentityError, Role};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use self::push::Sessions;
 use self::session::Shared;
+use crate::limits::{self, LEAVE_WITHIN};
 use crate::store::Store;
-
-/// Connections without a registration from which on a client must first prove its address.
-const CROWD: usize = 256;
 
 /// How often the certificate is looked at.
 const LOOK_AT_CERTIFICATE: Duration = Duration::from_hours(24);
-
-/// How long the last farewells may take to leave this machine.
-const LEAVE_WITHIN: Duration = Duration::from_millis(500);
 
 /// How the server runs.
 #[derive(Clone, Debug)]
@@ -53,13 +49,25 @@ pub struct Options {
     /// How often a session looks for what no notice has told it.
     pub poll: Duration,
     /// Connections at a time; further ones are refused. Each takes some tens of KiB.
-    pub connections: usize,
+    pub places: Places,
+    /// What the instances of one tenant may have in flight together; more waits.
+    pub of_tenant: InFlight,
+    /// What all may have in flight together; more waits.
+    pub in_flight: InFlight,
 }
 
 impl Options {
     /// The defaults of the design, for a data directory.
     pub fn new(listen: SocketAddr, address_file: PathBuf, authority: Arc<Authority>) -> Self {
-        Self { listen, address_file, authority, poll: Duration::from_secs(5), connections: 10_000 }
+        Self {
+            listen,
+            address_file,
+            authority,
+            poll: Duration::from_secs(5),
+            places: limits::PLACES,
+            of_tenant: limits::IN_FLIGHT_OF_TENANT,
+            in_flight: limits::IN_FLIGHT,
+        }
     }
 }
 
@@ -93,6 +101,7 @@ pub struct Server {
     options: Options,
     endpoint: quinn::Endpoint,
     address: SocketAddr,
+    door: Door,
     shared: Shared,
 }
 
@@ -128,8 +137,16 @@ impl Server {
         )?;
         let address =
             endpoint.local_addr().map_err(|source| ServerError::Bind { address: options.listen, source })?;
-        let shared = Shared { store, sessions: Arc::default(), poll: options.poll };
-        Ok(Self { options, endpoint, address, shared })
+        let shared = Shared {
+            store,
+            sessions: Arc::default(),
+            poll: options.poll,
+            all: Allowance::new(options.in_flight),
+            // Quotas bound a tenant's instances, and with them its connections.
+            tenants: Arc::new(Groups::new(options.places.connections, options.of_tenant)),
+        };
+        let door = Door::new(options.places.clone());
+        Ok(Self { options, endpoint, address, door, shared })
     }
 
     /// To look at the server while it runs.
@@ -179,21 +196,11 @@ impl Server {
         }
     }
 
-    /// Serves a connection, if there is room for it.
+    /// Serves a connection, if there is a place for it.
     fn admit(&self, incoming: quinn::Incoming, connections: &mut JoinSet<()>, shutdown: &CancellationToken) {
-        if connections.len() >= self.options.connections {
-            warn!(remote = %incoming.remote_address(), max = self.options.connections, "a connection too many");
-            return incoming.refuse();
+        if let Some((incoming, place)) = self.door.admit(incoming) {
+            connections.spawn(session::serve(self.shared.clone(), incoming, place, shutdown.clone()));
         }
-        let strangers = connections.len().saturating_sub(self.shared.sessions.count());
-        if strangers > CROWD && incoming.may_retry() && !incoming.remote_address_validated() {
-            // Costs its sender a round trip, and nothing here.
-            if let Err(error) = incoming.retry() {
-                warn!(%error, "a client was not asked to prove its address");
-            }
-            return;
-        }
-        connections.spawn(session::serve(self.shared.clone(), incoming, shutdown.clone()));
     }
 
     /// Takes a new certificate before the old one expires. Connections that exist keep theirs.

@@ -6,14 +6,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormouse_proto::call::{Answer, Call, CallError, Callee, Closing, InstanceProtocol, Protocol, Replies};
+use dormouse_proto::call::{
+    Allowance, Answer, Call, CallError, Callee, Closing, Groups, InstanceProtocol, Member, Protocol, Replies,
+};
+use dormouse_proto::door::Place;
 use dormouse_proto::instance as wire;
 use dormouse_proto::instance::client_frame::Operation;
 use dormouse_proto::instance::instance_event;
 use dormouse_proto::instance::server_frame::Outcome;
 use dormouse_proto::limits;
 use prost::Message;
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -22,18 +24,10 @@ use tracing::{debug, error, info, warn};
 use super::push::{self, Entered, Seat, Sessions};
 use super::request::{self, Error};
 use super::wire::{FIRST_CURSOR, of_inbox, of_page, of_payload, token};
+use crate::domain::id::Tenant;
 use crate::fault;
+use crate::limits::{FINISH_WITHIN, REGISTER_WITHIN, REQUESTS_OF_A_STRANGER};
 use crate::store::{Inbox, Registration, Session, Store};
-
-/// From the hello to the registration.
-const REGISTER_WITHIN: Duration = Duration::from_secs(10);
-
-/// Requests of one connection that are carried out at a time; the others wait their turn. An answer may hold a
-/// payload of the largest size, however small its request was, and stays in memory until the process reads it.
-const AT_A_TIME: usize = 32;
-
-/// How long requests in flight may take when the connection is to end.
-const FINISH_WITHIN: Duration = Duration::from_secs(10);
 
 /// What every connection shares.
 #[derive(Clone, Debug)]
@@ -41,6 +35,10 @@ pub(super) struct Shared {
     pub(super) store: Store,
     pub(super) sessions: Arc<Sessions>,
     pub(super) poll: Duration,
+    /// What all connections may have in flight together.
+    pub(super) all: Allowance,
+    /// The same for each tenant.
+    pub(super) tenants: Arc<Groups<Tenant>>,
 }
 
 /// Why a session ends.
@@ -52,7 +50,12 @@ enum End {
 }
 
 /// Serves one connection to its end.
-pub(super) async fn serve(shared: Shared, incoming: quinn::Incoming, shutdown: CancellationToken) {
+pub(super) async fn serve(
+    shared: Shared,
+    incoming: quinn::Incoming,
+    mut place: Place,
+    shutdown: CancellationToken,
+) {
     let remote = incoming.remote_address();
     let callee = tokio::select! {
         () = shutdown.cancelled() => return,
@@ -69,7 +72,10 @@ pub(super) async fn serve(shared: Shared, incoming: quinn::Incoming, shutdown: C
         registered = timeout(REGISTER_WITHIN, register(&shared, &mut callee)) => registered,
     };
     match registered {
-        Ok(Ok(Some(active))) => active.run(callee, shutdown).await,
+        Ok(Ok(Some(active))) => match admit(&shared, &active, &mut callee, &mut place) {
+            Ok(_member) => active.run(callee, shutdown).await,
+            Err(reason) => callee.replies().finish_and_close(Closing::Refused, &reason).await,
+        },
         Ok(Ok(None)) => debug!(%remote, "a connection ended before it registered"),
         Ok(Err(error)) => info!(%remote, %error, "a connection was lost before it registered"),
         Err(_) => {
@@ -77,6 +83,25 @@ pub(super) async fn serve(shared: Shared, incoming: quinn::Incoming, shutdown: C
             callee.replies().finish_and_close(Closing::Malformed, &reason).await;
         }
     }
+}
+
+/// The process has proved that it may be here: it may send more, as far as others leave it room.
+fn admit(
+    shared: &Shared,
+    active: &Active,
+    callee: &mut Callee<InstanceProtocol>,
+    place: &mut Place,
+) -> Result<Member, String> {
+    let tenant = &active.asked.session.tenant;
+    let member = shared.tenants.join(tenant).ok_or_else(|| {
+        let max = shared.tenants.members();
+        format!("RESOURCE_EXHAUSTED: tenant {tenant} has {max} connections, which is the limit")
+    })?;
+    place.known();
+    callee.trust();
+    callee.within(member.allowance());
+    callee.within(shared.all.clone());
+    Ok(member)
 }
 
 async fn greet(incoming: quinn::Incoming) -> Result<Callee<InstanceProtocol>, CallError> {
@@ -92,7 +117,8 @@ async fn register(
     shared: &Shared,
     callee: &mut Callee<InstanceProtocol>,
 ) -> Result<Option<Active>, CallError> {
-    while let Some(call) = callee.next().await? {
+    for _ in 0..REQUESTS_OF_A_STRANGER {
+        let Some(call) = callee.next().await? else { return Ok(None) };
         let (frame, answer) = call.into_parts();
         let refused = match frame.operation {
             Some(Operation::Register(request)) => match open(shared, &request).await {
@@ -107,7 +133,9 @@ async fn register(
         note(&refused, "a registration was refused");
         answer.reply(InstanceProtocol::refuse(refused.refusal())).await?;
     }
-    Ok(None)
+    let reason = format!("no registration among its first {REQUESTS_OF_A_STRANGER} requests");
+    callee.replies().finish_and_close(Closing::Malformed, &reason).await;
+    Err(CallError::Malformed { reason })
 }
 
 async fn open(shared: &Shared, request: &wire::RegisterInstance) -> Result<Registration, Error> {
@@ -138,8 +166,7 @@ async fn welcome(
         replies.push(Outcome::Inbox(of_inbox(&inbox)).into()).await?;
     }
     info!(instance = %session.id, attempt = %session.writer.attempt, session = session.writer.session.0, "registered");
-    let turns = Semaphore::new(AT_A_TIME);
-    let asked = Asked { store: shared.store.clone(), session, seat: Arc::clone(entered.seat()), turns };
+    let asked = Asked { store: shared.store.clone(), session, seat: Arc::clone(entered.seat()) };
     Ok(Active { asked: Arc::new(asked), entered, replies, inbox, poll: shared.poll })
 }
 
@@ -189,7 +216,6 @@ struct Asked {
     store: Store,
     session: Session,
     seat: Arc<Seat>,
-    turns: Semaphore,
 }
 
 impl Active {
@@ -265,12 +291,12 @@ fn report(done: Result<(), tokio::task::JoinError>) {
 /// Carries out one request and answers it.
 async fn answer(asked: Arc<Asked>, call: Call<InstanceProtocol>) {
     let (frame, answer) = call.into_parts();
-    let Asked { store, session, seat, turns } = &*asked;
+    let Asked { store, session, seat } = &*asked;
     if frame.operation.as_ref().is_some_and(is_heartbeat) {
         return answer.dismiss();
     }
     // Held until the answer is handed over.
-    let _turn = turns.acquire().await;
+    let _turn = answer.turn().await;
     let outcome = match frame.operation {
         Some(operation) => perform(store, session, seat, operation).await,
         None => Err(Error::Unknown),

@@ -16,16 +16,8 @@ use crate::domain::outcome::Failure;
 use crate::domain::payload::{Encoding, Payload};
 use crate::domain::time::Micros;
 use crate::domain::wake::{Wait, Waits};
+use crate::limits::{FAILURE_CODE_BYTES, FAILURE_MESSAGE_BYTES, TYPE_NAME_BYTES};
 use crate::store::{CheckpointPage, Inbox, Saved};
-
-/// Longest name of an author's type that is kept, in bytes. It only helps people; the rest is cut.
-const TYPE_NAME: usize = 1000;
-
-/// Longest code of a failure, in bytes.
-const FAILURE_CODE: usize = 200;
-
-/// Longest message of a failure that is kept, in bytes. The rest is cut: an instance must be able to end.
-const FAILURE_MESSAGE: usize = 64 * 1024;
 
 /// `value`, or the refusal that names `field`.
 pub(super) fn present<T>(field: &'static str, value: Option<T>) -> Result<T, Error> {
@@ -56,7 +48,7 @@ pub(super) fn payload(field: &'static str, payload: wire::Payload) -> Result<Pay
         value: format!("encoded as {encoding:?}"),
         remedy: "say \"json\" or \"raw\" in its encoding",
     })?;
-    type_name.truncate(type_name.floor_char_boundary(TYPE_NAME));
+    type_name.truncate(type_name.floor_char_boundary(TYPE_NAME_BYTES));
     Ok(Payload { data, encoding, type_name })
 }
 
@@ -139,14 +131,14 @@ pub(super) fn failure(failure: wire::Failure) -> Result<Failure, Error> {
     if code.is_empty() {
         return Err(Error::Missing { field: "failed.failure.code" });
     }
-    if code.len() > FAILURE_CODE || code.contains(char::is_control) {
+    if code.len() > FAILURE_CODE_BYTES || code.contains(char::is_control) {
         return Err(Error::Invalid {
             field: "failed.failure.code",
             value: format!("{} bytes long, or holds control characters", code.len()),
             remedy: "give a word of at most 200 bytes",
         });
     }
-    message.truncate(message.floor_char_boundary(FAILURE_MESSAGE));
+    message.truncate(message.floor_char_boundary(FAILURE_MESSAGE_BYTES));
     Ok(Failure { code, message, retryable, details })
 }
 

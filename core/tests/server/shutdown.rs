@@ -71,7 +71,7 @@ async fn a_core_comes_back_at_its_address(db: TestDb) {
 }
 
 async fn connections_beyond_the_limit_are_refused(db: TestDb) {
-    let core = Core::with(db, |options| options.connections = 2);
+    let core = Core::with(db, |options| options.places.connections = 2);
     let (first, _claim) = core.running("a").await;
     let second = core.connect().await;
     let refused = core.try_connect_to(core.handle.address()).await;

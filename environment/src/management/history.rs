@@ -3,17 +3,13 @@
 use dormouse_core::domain::id::InstanceId;
 use dormouse_proto::{call::Refusal, management as wire};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use super::{
     describe, parse,
-    server::{Context, refuse},
+    server::{Context, Patience, refuse},
 };
+use crate::limits::{PAGE, PAGE_BYTES};
 
-/// Entries on one page.
-const PAGE: u32 = 500;
-/// Bytes of one page, but always at least one entry: far below the largest frame.
-const PAGE_BYTES: usize = 1 << 20;
 /// Events that are read at a time while nobody knows how large they are.
 const FIRST_EVENTS: u32 = 8;
 
@@ -38,7 +34,7 @@ impl Context {
     pub(super) async fn events(
         &self,
         request: wire::ListEvents,
-        shutdown: &CancellationToken,
+        patience: &Patience<'_>,
     ) -> Result<wire::EventPage, Refusal> {
         let id = self.resolve(&request.id).await?;
         let limit = parse::page(request.limit, PAGE);
@@ -47,13 +43,10 @@ impl Context {
         loop {
             let page = self.read_events(&id, request.after, limit).await?;
             let left = until.saturating_duration_since(Instant::now());
-            if !page.events.is_empty() || left.is_zero() || shutdown.is_cancelled() {
+            if !page.events.is_empty() || left.is_zero() || patience.is_over() {
                 return Ok(page);
             }
-            tokio::select! {
-                () = shutdown.cancelled() => {}
-                () = watcher.changed(left.min(self.shared.options.poll)) => {}
-            }
+            patience.wait(watcher.changed(left.min(self.shared.options.poll))).await;
         }
     }
 
@@ -86,10 +79,11 @@ impl Context {
         }
     }
 
+    /// The newest ones.
     pub(super) async fn attempts(&self, request: wire::ListAttempts) -> Result<wire::AttemptList, Refusal> {
         let id = self.resolve(&request.id).await?;
         let mut attempts =
-            self.store().attempts(&self.tenant, &id, u32::MAX).await.map_err(|error| refuse(&error))?;
+            self.store().attempts(&self.tenant, &id, PAGE).await.map_err(|error| refuse(&error))?;
         attempts.reverse();
         Ok(wire::AttemptList { attempts: attempts.iter().map(describe::attempt).collect() })
     }

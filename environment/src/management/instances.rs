@@ -13,12 +13,11 @@ use dormouse_core::{
 };
 use dormouse_proto::{call::Refusal, code::Code, management as wire};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use super::{
     describe, parse,
     sentence::{self, Capacity, Facts},
-    server::{Context, blocking, disk, refuse},
+    server::{Context, Patience, blocking, disk, refuse},
 };
 use crate::launcher::check_variable;
 
@@ -89,7 +88,7 @@ impl Context {
     pub(super) async fn wait(
         &self,
         request: wire::WaitInstance,
-        shutdown: &CancellationToken,
+        patience: &Patience<'_>,
     ) -> Result<wire::Instance, Refusal> {
         let id = self.resolve(&request.id).await?;
         let until = Instant::now() + parse::at_most(request.for_micros, self.shared.options.longest_poll);
@@ -99,13 +98,10 @@ impl Context {
             let instance = self.find(&id).await?;
             let news = request.seen_version > 0 && instance.revision > request.seen_version;
             let left = until.saturating_duration_since(Instant::now());
-            if instance.life.outcome().is_some() || news || left.is_zero() || shutdown.is_cancelled() {
+            if instance.life.outcome().is_some() || news || left.is_zero() || patience.is_over() {
                 return self.describe(&id).await;
             }
-            tokio::select! {
-                () = shutdown.cancelled() => {}
-                () = watcher.changed(left.min(self.shared.options.poll)) => {}
-            }
+            patience.wait(watcher.changed(left.min(self.shared.options.poll))).await;
         }
     }
 

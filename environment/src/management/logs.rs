@@ -5,11 +5,10 @@ use std::time::Duration;
 use dormouse_core::domain::id::{Attempt, InstanceId};
 use dormouse_proto::{call::Refusal, management as wire};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use super::{
     parse,
-    server::{Context, blocking, disk},
+    server::{Context, Patience, blocking, disk},
 };
 use crate::{
     attempts::{AttemptId, Stream},
@@ -23,7 +22,7 @@ impl Context {
     pub(super) async fn logs(
         &self,
         request: wire::ReadLogs,
-        shutdown: &CancellationToken,
+        patience: &Patience<'_>,
     ) -> Result<wire::LogChunk, Refusal> {
         let stream = parse::stream(&request.stream)?;
         let id = self.resolve(&request.id).await?;
@@ -31,22 +30,21 @@ impl Context {
         let watcher = self.shared.watchers.watch(self.find(&id).await?.key);
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            let look = self.look(&id, stream, &request, left);
-            let chunk = tokio::select! {
-                () = shutdown.cancelled() => self.look(&id, stream, &request, Duration::ZERO).await?,
-                chunk = look => chunk?,
+            let mut looked = None;
+            // A chunk is small: what follows it needs no turn while it waits for more.
+            patience.wait(async { looked = Some(self.look(&id, stream, &request, left).await) }).await;
+            let chunk = match looked {
+                Some(chunk) => chunk?,
+                None => self.look(&id, stream, &request, Duration::ZERO).await?,
             };
             let over = self.find(&id).await?.life.outcome().is_some();
             let left = until.saturating_duration_since(Instant::now());
             let news = !chunk.data.is_empty() || chunk.next_attempt != 0 || over;
-            if news || left.is_zero() || shutdown.is_cancelled() {
+            if news || left.is_zero() || patience.is_over() {
                 return Ok(chunk);
             }
             // This attempt is over and the instance is not: the next one may take days.
-            tokio::select! {
-                () = shutdown.cancelled() => {}
-                () = watcher.changed(left.min(NEXT_ATTEMPT_POLL)) => {}
-            }
+            patience.wait(watcher.changed(left.min(NEXT_ATTEMPT_POLL))).await;
         }
     }
 

@@ -10,7 +10,7 @@ use dormouse_core::domain::{
 };
 use dormouse_proto::{call::Refusal, code::Code, limits::PAYLOAD_MAX_BYTES, management as wire};
 
-use crate::attempts::Stream;
+use crate::{attempts::Stream, limits::TYPE_NAME_BYTES};
 
 pub(super) fn invalid(message: impl Into<String>) -> Refusal {
     Refusal::new(Code::InvalidArgument, message)
@@ -92,9 +92,6 @@ pub(super) fn payload(field: &'static str, payload: Option<wire::Payload>) -> Re
     }
     Ok(Payload { data: payload.data, encoding, type_name: payload.type_name })
 }
-
-/// Longest name of an author's type, in bytes.
-const TYPE_NAME_BYTES: usize = 1_000;
 
 /// A span that is not negative; longer than `most` is `most`.
 pub(super) fn at_most(micros: i64, most: Duration) -> Duration {

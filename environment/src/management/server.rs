@@ -9,10 +9,15 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use dormouse_core::{domain::id::Tenant, store::Store};
 use dormouse_proto::{
-    call::{Call, CallError, Callee, Closing, ManagementProtocol, Refusal},
+    call::{
+        Allowance, Call, CallError, Callee, Closing, Groups, InFlight, ManagementProtocol, Member, Refusal,
+        Turn,
+    },
     code::{Code, Coded},
+    door::{Door, Place, Places},
     endpoint::{self, ServerError, Transport},
     identity::{Authority, IdentityError, Role},
+    limits::CONNECT_TIMEOUT,
     management::{client_frame::Operation, server_frame::Outcome},
 };
 use jiff::tz::TimeZone;
@@ -25,7 +30,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::{uploads::Uploads, watchers::Watchers};
-use crate::{attempts::Attempts, images::Images};
+use crate::{
+    attempts::Attempts,
+    images::Images,
+    limits::{self, LEAVE_WITHIN},
+};
 
 /// How often the certificates are looked at.
 const LOOK_AT_CERTIFICATE: Duration = Duration::from_hours(24);
@@ -40,7 +49,13 @@ pub struct Options {
     /// Makes the certificates, its own and the administrator's, and renews them.
     pub authority: Arc<Authority>,
     /// Clients at a time; more are refused.
-    pub connections: usize,
+    pub places: Places,
+    /// Clients of one tenant at a time.
+    pub connections_of_tenant: usize,
+    /// What the clients of one tenant may have in flight together; more waits.
+    pub of_tenant: InFlight,
+    /// What all clients may have in flight together; more waits.
+    pub in_flight: InFlight,
     /// How often a long poll looks although nothing told it to: a lost notice costs this much.
     pub poll: Duration,
     /// The longest that a long poll is held; clients ask again.
@@ -56,9 +71,12 @@ impl Options {
             listen,
             address_file,
             authority,
-            connections: 1_000,
+            places: limits::PLACES,
+            connections_of_tenant: limits::CONNECTIONS_OF_TENANT,
+            of_tenant: limits::IN_FLIGHT_OF_TENANT,
+            in_flight: limits::IN_FLIGHT,
             poll: Duration::from_secs(5),
-            longest_poll: Duration::from_secs(30),
+            longest_poll: limits::LONGEST_POLL,
             zone: TimeZone::system(),
         }
     }
@@ -130,14 +148,45 @@ pub(super) struct Shared {
     pub(super) registry: tokio::sync::Mutex<()>,
     /// Uploads of all connections together.
     pub(super) uploads: Arc<Semaphore>,
+    /// The same, of each tenant.
+    pub(super) uploads_of: Groups<Tenant>,
+    /// What all clients may have in flight together.
+    all: Allowance,
+    /// The same, and their connections, of each tenant.
+    tenants: Groups<Tenant>,
 }
 
-/// What one request sees: who asks, and what they have open.
+/// What the requests of one connection see: who asks, and what they have open.
 #[derive(Clone)]
 pub(super) struct Context {
     pub(super) shared: Arc<Shared>,
     pub(super) tenant: Tenant,
     pub(super) uploads: Arc<Uploads>,
+}
+
+/// What a long poll sees besides: its turn, which it gives to others while it waits, and when it
+/// is to be cut.
+pub(super) struct Patience<'a> {
+    turn: &'a Turn,
+    shutdown: &'a CancellationToken,
+}
+
+impl Patience<'_> {
+    /// Waits for `news`, not beyond the service's end. Either way the caller looks again.
+    pub(super) async fn wait(&self, news: impl Future<Output = ()>) {
+        let wait = async {
+            tokio::select! {
+                () = self.shutdown.cancelled() => {}
+                () = news => {}
+            }
+        };
+        self.turn.aside(wait).await;
+    }
+
+    /// Whether nobody is to be kept waiting any more.
+    pub(super) fn is_over(&self) -> bool {
+        self.shutdown.is_cancelled()
+    }
 }
 
 impl Server {
@@ -168,11 +217,14 @@ impl Server {
         let Self { options, endpoint, address } = self;
         info!(%address, "the environment listens for controllers");
         let shared = Arc::new(Shared {
-            options,
-            parts,
             watchers: Watchers::default(),
             registry: tokio::sync::Mutex::default(),
-            uploads: Arc::new(Semaphore::new(Uploads::IN_ALL)),
+            uploads: Arc::new(Semaphore::new(limits::UPLOADS)),
+            uploads_of: Groups::new(limits::UPLOADS_OF_TENANT, options.of_tenant),
+            all: Allowance::new(options.in_flight),
+            tenants: Groups::new(options.connections_of_tenant, options.of_tenant),
+            options,
+            parts,
         });
         tokio::select! {
             () = serve_all(&shared, &endpoint, &shutdown) => {}
@@ -184,9 +236,6 @@ impl Server {
         info!("the management server has shut down");
     }
 }
-
-/// How long the last farewells may take to leave this machine.
-const LEAVE_WITHIN: Duration = Duration::from_millis(500);
 
 /// Takes new certificates before the old ones expire. Connections that exist keep theirs.
 async fn renew(shared: &Shared, endpoint: &quinn::Endpoint) {
@@ -209,6 +258,7 @@ async fn renew(shared: &Shared, endpoint: &quinn::Endpoint) {
 
 async fn serve_all(shared: &Arc<Shared>, endpoint: &quinn::Endpoint, shutdown: &CancellationToken) {
     let mut connections = JoinSet::new();
+    let door = Door::new(shared.options.places.clone());
     let mut look = interval(LOOK_AT_CERTIFICATE);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     look.tick().await; // the first one is now, and the certificates were just looked at
@@ -227,12 +277,9 @@ async fn serve_all(shared: &Arc<Shared>, endpoint: &quinn::Endpoint, shutdown: &
             incoming = endpoint.accept() => incoming,
         };
         let Some(incoming) = incoming else { break };
-        if connections.len() >= shared.options.connections {
-            // The client hears that at once instead of a time-out.
-            incoming.refuse();
-            continue;
+        if let Some((incoming, place)) = door.admit(incoming) {
+            connections.spawn(connection(Arc::clone(shared), incoming, place, shutdown.clone()));
         }
-        connections.spawn(connection(Arc::clone(shared), incoming, shutdown.clone()));
     }
     while let Some(ended) = connections.join_next().await {
         report(ended);
@@ -246,25 +293,53 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
 }
 
 /// One client, from its handshake to its end.
-async fn connection(shared: Arc<Shared>, incoming: quinn::Incoming, shutdown: CancellationToken) {
+async fn connection(
+    shared: Arc<Shared>,
+    incoming: quinn::Incoming,
+    mut place: Place,
+    shutdown: CancellationToken,
+) {
     let remote = incoming.remote_address();
-    let connection = match incoming.await {
-        Ok(connection) => connection,
-        Err(error) => return info!(%remote, %error, "a management client was not let in"),
+    let connection = match timeout(CONNECT_TIMEOUT, incoming).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => return info!(%remote, %error, "a management client was not let in"),
+        Err(_) => return info!(%remote, "a management client took too long for its handshake"),
     };
-    let callee = match Callee::<ManagementProtocol>::accept(connection).await {
+    let mut callee = match Callee::<ManagementProtocol>::accept(connection).await {
         Ok(callee) => callee,
         Err(error) => return info!(%remote, %error, "a management client was refused"),
     };
-    debug!(%remote, "a management client connected");
-    let context = Context {
-        uploads: Arc::new(Uploads::new(Arc::clone(&shared.uploads))),
-        shared,
-        tenant: Tenant::default_tenant(),
+    let tenant = Tenant::default_tenant();
+    let _member = match admit(&shared, &tenant, &mut callee, &mut place) {
+        Ok(member) => member,
+        Err(reason) => {
+            info!(%remote, reason, "a management client was refused");
+            return callee.replies().finish_and_close(Closing::Refused, &reason).await;
+        }
     };
+    debug!(%remote, "a management client connected");
+    let context = Context { uploads: Arc::new(Uploads::new(&shared, tenant.clone())), shared, tenant };
     if let Err(error) = serve(&context, callee, &shutdown).await {
         debug!(%remote, %error, "a management client is gone");
     }
+}
+
+/// The client has proved whose it is: it may send more, as far as others leave it room.
+fn admit(
+    shared: &Shared,
+    tenant: &Tenant,
+    callee: &mut Callee<ManagementProtocol>,
+    place: &mut Place,
+) -> Result<Member, String> {
+    let member = shared.tenants.join(tenant).ok_or_else(|| {
+        let (code, max) = (Code::ResourceExhausted, shared.tenants.members());
+        format!("{code}: tenant {tenant} has {max} connections, which is the limit; close some of them")
+    })?;
+    place.known();
+    callee.trust();
+    callee.within(member.allowance());
+    callee.within(shared.all.clone());
+    Ok(member)
 }
 
 async fn serve(
@@ -274,12 +349,18 @@ async fn serve(
 ) -> Result<(), CallError> {
     let replies = callee.replies();
     let mut requests = JoinSet::new();
+    let mut look = interval(limits::UPLOAD_PATIENCE);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let ending = loop {
         let call = tokio::select! {
             biased;
             () = shutdown.cancelled() => break Ok(Closing::ShuttingDown),
             Some(ended) = requests.join_next(), if !requests.is_empty() => {
                 report(ended);
+                continue;
+            }
+            _ = look.tick() => {
+                context.uploads.give_up_idle();
                 continue;
             }
             call = callee.next() => call,
@@ -307,8 +388,11 @@ async fn serve(
 
 async fn answer(context: Context, call: Call<ManagementProtocol>, shutdown: CancellationToken) {
     let (frame, answer) = call.into_parts();
+    // Held until the answer is handed over.
+    let turn = answer.turn().await;
+    let patience = Patience { turn: &turn, shutdown: &shutdown };
     let outcome = match frame.operation {
-        Some(operation) => context.perform(operation, &shutdown).await,
+        Some(operation) => context.perform(operation, &patience).await,
         None => Err(unknown()),
     };
     let outcome = outcome.unwrap_or_else(|refusal| {
@@ -332,7 +416,7 @@ fn unknown() -> Refusal {
 }
 
 impl Context {
-    async fn perform(&self, operation: Operation, shutdown: &CancellationToken) -> Result<Outcome, Refusal> {
+    async fn perform(&self, operation: Operation, patience: &Patience<'_>) -> Result<Outcome, Refusal> {
         match operation {
             Operation::Hello(_) => {
                 Err(Refusal::new(Code::InvalidArgument, "a second hello; send one hello per connection"))
@@ -348,7 +432,7 @@ impl Context {
             Operation::Get(request) => self.get(request).await.map(Outcome::Instance),
             Operation::List(request) => self.list(request).await.map(Outcome::Instances),
             Operation::Count(request) => self.count(request).await.map(Outcome::Count),
-            Operation::Wait(request) => self.wait(request, shutdown).await.map(Outcome::Instance),
+            Operation::Wait(request) => self.wait(request, patience).await.map(Outcome::Instance),
             Operation::Signal(request) => self.signal(request).await.map(Outcome::Signal),
             Operation::Cancel(request) => self.cancel(request).await.map(Outcome::Instance),
             Operation::Pause(request) => self.pause(request).await.map(Outcome::Instance),
@@ -356,9 +440,9 @@ impl Context {
             Operation::Stop(request) => self.stop(request).await.map(Outcome::Instance),
             Operation::Delete(request) => self.delete(request).await.map(Outcome::Deleted),
             Operation::Checkpoints(request) => self.checkpoints(request).await.map(Outcome::Checkpoints),
-            Operation::Events(request) => self.events(request, shutdown).await.map(Outcome::Events),
+            Operation::Events(request) => self.events(request, patience).await.map(Outcome::Events),
             Operation::Attempts(request) => self.attempts(request).await.map(Outcome::Attempts),
-            Operation::Logs(request) => self.logs(request, shutdown).await.map(Outcome::Log),
+            Operation::Logs(request) => self.logs(request, patience).await.map(Outcome::Log),
             Operation::Nodes(_) => self.nodes().await.map(Outcome::Nodes),
             Operation::DrainNode(_)
             | Operation::UndrainNode(_)

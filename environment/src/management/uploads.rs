@@ -1,7 +1,8 @@
 //! The uploads that one connection has open. Its chunks may arrive in any order, since each
 //! travels on a stream of its own: a chunk waits until those before it are written. How many wait
 //! is bounded by the transport's budget of bytes in flight. What is unfinished when its connection
-//! ends leaves nothing behind.
+//! ends leaves nothing behind, and what gets no bytes for a while is given up: it occupies disk and
+//! a place that others wait for.
 
 use std::{
     collections::HashMap,
@@ -9,24 +10,30 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
-use dormouse_core::domain::id::Name;
-use dormouse_proto::{call::Refusal, code::Code};
+use dormouse_core::domain::id::{Name, Tenant};
+use dormouse_proto::{
+    call::{Member, Refusal},
+    code::Code,
+};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::timeout,
+    sync::{OwnedSemaphorePermit, watch},
+    time::{Instant, timeout},
 };
 
-use super::server::{blocking, refuse};
-use crate::images::{Stored, Upload};
+use super::server::{Shared, blocking, refuse};
+use crate::{
+    images::{Stored, Upload},
+    limits::{UPLOAD_PATIENCE, UPLOADS, UPLOADS_OF_CONNECTION, UPLOADS_OF_TENANT},
+};
 
 /// Of one connection.
 pub(super) struct Uploads {
     open: Mutex<HashMap<u64, Arc<Open>>>,
     next: AtomicU64,
-    in_all: Arc<Semaphore>,
+    shared: Arc<Shared>,
+    tenant: Tenant,
 }
 
 struct Open {
@@ -36,7 +43,10 @@ struct Open {
     upload: Mutex<Option<Upload>>,
     /// How many bytes are written; none: it is over.
     written: watch::Sender<Option<u64>>,
+    /// When bytes came last.
+    alive: Mutex<Instant>,
     _permit: OwnedSemaphorePermit,
+    _member: Member,
 }
 
 /// What a finished upload is to be registered as.
@@ -47,15 +57,9 @@ pub(super) struct Finished {
 }
 
 impl Uploads {
-    /// Of all connections together: each has a file open.
-    pub(super) const IN_ALL: usize = 64;
-    /// Of one connection.
-    const OF_ONE: usize = 8;
-    /// How long a chunk waits for those before it.
-    const PATIENCE: Duration = Duration::from_mins(1);
-
-    pub(super) fn new(in_all: Arc<Semaphore>) -> Self {
-        Self { open: Mutex::default(), next: AtomicU64::new(1), in_all }
+    pub(super) fn new(shared: &Arc<Shared>, tenant: Tenant) -> Self {
+        let shared = Arc::clone(shared);
+        Self { open: Mutex::default(), next: AtomicU64::new(1), shared, tenant }
     }
 
     /// Opens one; answers its number.
@@ -65,16 +69,19 @@ impl Uploads {
         version: Option<Name>,
         begin: impl FnOnce() -> Result<Upload, Refusal>,
     ) -> Result<u64, Refusal> {
-        let too_many = |max| {
-            Refusal::new(
-                Code::ResourceExhausted,
-                format!("{max} uploads are under way; wait until one is finished"),
-            )
+        let too_many = |max, of| {
+            let message = format!(
+                "{max} uploads of {of} are under way, which is the limit; repeat it when one is over"
+            );
+            Refusal { retryable: true, ..Refusal::new(Code::ResourceExhausted, message) }
         };
-        if self.lock().len() >= Self::OF_ONE {
-            return Err(too_many(Self::OF_ONE));
+        if self.lock().len() >= UPLOADS_OF_CONNECTION {
+            return Err(too_many(UPLOADS_OF_CONNECTION, "this connection"));
         }
-        let permit = Arc::clone(&self.in_all).try_acquire_owned().map_err(|_| too_many(Self::IN_ALL))?;
+        let member = self.shared.uploads_of.join(&self.tenant);
+        let member = member.ok_or_else(|| too_many(UPLOADS_OF_TENANT, "this tenant"))?;
+        let permit = Arc::clone(&self.shared.uploads).try_acquire_owned();
+        let permit = permit.map_err(|_| too_many(UPLOADS, "all clients"))?;
         let upload = begin()?;
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let open = Open {
@@ -82,7 +89,9 @@ impl Uploads {
             version,
             upload: Mutex::new(Some(upload)),
             written: watch::Sender::new(Some(0)),
+            alive: Mutex::new(Instant::now()),
             _permit: permit,
+            _member: member,
         };
         self.lock().insert(number, Arc::new(open));
         Ok(number)
@@ -91,9 +100,10 @@ impl Uploads {
     /// Writes one chunk when it is its turn; answers how many bytes are written.
     pub(super) async fn write(&self, number: u64, offset: u64, data: Vec<u8>) -> Result<u64, Refusal> {
         let open = self.find(number)?;
+        *open.alive.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         let mut written = open.written.subscribe();
         let turn = written.wait_for(|written| written.is_none_or(|written| written >= offset));
-        match timeout(Self::PATIENCE, turn).await.map(|turn| turn.ok().and_then(|written| *written)) {
+        match timeout(UPLOAD_PATIENCE, turn).await.map(|turn| turn.ok().and_then(|written| *written)) {
             Ok(Some(at)) if at == offset => {}
             Ok(Some(at)) => {
                 return Err(refuse(&crate::images::StoreError::Offset { given: offset, expected: at }));
@@ -134,6 +144,21 @@ impl Uploads {
         let Some(upload) = take(&open) else { return Err(unknown(number)) };
         let stored = blocking(move || upload.finish()).await?.map_err(|error| refuse(&error))?;
         Ok(Finished { name: open.name.clone(), version: open.version.clone(), stored })
+    }
+
+    /// Gives up what got no bytes for [`UPLOAD_PATIENCE`].
+    pub(super) fn give_up_idle(&self) {
+        let is_idle = |open: &Open| {
+            let alive = *open.alive.lock().unwrap_or_else(PoisonError::into_inner);
+            alive.elapsed() >= UPLOAD_PATIENCE
+        };
+        let idle: Vec<(u64, Arc<Open>)> = {
+            let open = self.lock();
+            open.iter().filter(|(_, open)| is_idle(open)).map(|(n, open)| (*n, Arc::clone(open))).collect()
+        };
+        for (number, open) in idle {
+            self.give_up(number, &open);
+        }
     }
 
     /// It takes nothing more; chunks that wait for their turn hear it.

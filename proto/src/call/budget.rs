@@ -1,4 +1,9 @@
-//! Counts the requests and the bytes of one connection that are in flight.
+//! Counts what is in flight: requests, their bytes, and those that are carried out.
+//!
+//! A connection has a budget of its own; on a server it also takes part in [`Allowance`]s that several
+//! connections share, such as those of one tenant and of the whole service. Whoever finds one used up waits:
+//! its peer then feels the connection's flow control. Nobody waits for a second kind while holding what others
+//! need for finishing: requests, then bytes, then a turn, each from the connection outwards.
 
 use std::sync::Arc;
 
@@ -6,52 +11,96 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::limits;
 
-/// What one connection may have in flight. Cheap to clone; nobody closes its semaphores.
-#[derive(Clone, Debug)]
-pub(crate) struct Budget {
-    requests: Arc<Semaphore>,
-    bytes: Arc<Semaphore>,
+/// How much may be in flight at a time.
+#[derive(Clone, Copy, Debug)]
+pub struct InFlight {
+    /// Requests without an answer.
+    pub requests: usize,
+    /// Their bytes.
+    pub bytes: usize,
+    /// Requests that are carried out, or whose answer waits to be read: an answer may hold a payload of the
+    /// largest size, however small its request was.
+    pub turns: usize,
 }
 
-/// The share of one request, given back when it is dropped.
+/// What several connections may have in flight together. Cheap to clone; nobody closes its semaphores.
+#[derive(Clone, Debug)]
+pub struct Allowance {
+    requests: Arc<Semaphore>,
+    bytes: Arc<Semaphore>,
+    #[cfg_attr(not(feature = "server"), expect(dead_code, reason = "turns are a server's"))]
+    turns: Arc<Semaphore>,
+}
+
+/// What one connection may have in flight, and the allowances that it takes part in. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Budget {
+    /// The connection's own first.
+    levels: Vec<Allowance>,
+}
+
+/// The share of one request, given back when it is dropped. A permit for each level.
 #[derive(Debug, Default)]
-#[cfg_attr(
-    not(feature = "server"),
-    expect(dead_code, reason = "held, not read: dropping them gives them back")
-)]
 pub(crate) struct Share {
-    request: Option<OwnedSemaphorePermit>,
-    bytes: Option<OwnedSemaphorePermit>,
+    requests: Vec<OwnedSemaphorePermit>,
+    bytes: Vec<OwnedSemaphorePermit>,
+}
+
+impl Allowance {
+    /// So much, all of it free. No frame is larger than what `bytes` must at least be.
+    pub fn new(in_flight: InFlight) -> Self {
+        let InFlight { requests, bytes, turns } = in_flight;
+        let of = |permits: usize| Arc::new(Semaphore::new(permits));
+        Self { requests: of(requests), bytes: of(bytes.max(limits::BULK_FRAME_MAX_BYTES)), turns: of(turns) }
+    }
 }
 
 impl Budget {
     pub(crate) fn new() -> Self {
-        Self {
-            requests: Arc::new(Semaphore::new(limits::REQUESTS_IN_FLIGHT)),
-            bytes: Arc::new(Semaphore::new(limits::BYTES_IN_FLIGHT)),
-        }
+        let own = InFlight {
+            requests: limits::REQUESTS_IN_FLIGHT,
+            bytes: limits::BYTES_IN_FLIGHT,
+            turns: limits::TURNS,
+        };
+        Self { levels: vec![Allowance::new(own)] }
+    }
+
+    /// Takes part in what others share. Before the first request.
+    #[cfg(feature = "server")]
+    pub(crate) fn within(&mut self, allowance: Allowance) {
+        self.levels.push(allowance);
     }
 
     /// Adds what is missing in `share`: one request. May be dropped at any moment.
-    #[cfg(feature = "server")]
     pub(crate) async fn request(&self, share: &mut Share) {
-        if share.request.is_none() {
-            share.request = Some(acquire(&self.requests, 1).await);
+        while let Some(level) = self.levels.get(share.requests.len()) {
+            share.requests.push(acquire(&level.requests, 1).await);
         }
     }
 
     /// Adds what is missing in `share`: `bytes`. May be dropped at any moment.
-    #[cfg(feature = "server")]
     pub(crate) async fn bytes(&self, share: &mut Share, bytes: usize) {
-        if share.bytes.is_none() {
-            share.bytes = Some(acquire(&self.bytes, bytes).await);
+        while let Some(level) = self.levels.get(share.bytes.len()) {
+            share.bytes.push(acquire(&level.bytes, bytes).await);
         }
     }
 
     /// The share of a request of `bytes`.
     pub(crate) async fn share(&self, bytes: usize) -> Share {
-        let request = acquire(&self.requests, 1).await;
-        Share { request: Some(request), bytes: Some(acquire(&self.bytes, bytes).await) }
+        let mut share = Share::default();
+        self.request(&mut share).await;
+        self.bytes(&mut share, bytes).await;
+        share
+    }
+
+    /// The right to be carried out.
+    #[cfg(feature = "server")]
+    pub(crate) async fn turn(&self) -> Vec<OwnedSemaphorePermit> {
+        let mut turn = Vec::with_capacity(self.levels.len());
+        for level in &self.levels {
+            turn.push(acquire(&level.turns, 1).await);
+        }
+        turn
     }
 }
 

@@ -4,12 +4,12 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use quinn::{Connection, ConnectionError, RecvStream};
-use tokio::sync::OnceCell;
+use quinn::{Connection, ConnectionError, RecvStream, VarInt};
+use tokio::sync::{OnceCell, OwnedSemaphorePermit};
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
-use super::budget::{Budget, Share};
+use super::budget::{Allowance, Budget, Share};
 use super::outbox::{Outbox, send_alone};
 use super::{CallError, Closing, Frame, Protocol, Refusal};
 use crate::code::Code;
@@ -22,10 +22,17 @@ pub struct Callee<P: Protocol> {
     hello: P::Up,
     reader: FrameReader<RecvStream>,
     budget: Budget,
-    /// The share of the main stream's next frame.
-    share: Share,
+    next: Next,
     /// Large frames on their way, at most [`limits::BULK_STREAMS`].
     bulk: JoinSet<Result<Call<P>, CallError>>,
+}
+
+/// What is known of the main stream's next frame.
+#[derive(Debug, Default)]
+struct Next {
+    share: Share,
+    /// When it must be here; set while a part of it is.
+    until: Option<Instant>,
 }
 
 /// A request. It counts as in flight until it is answered, dismissed or dropped.
@@ -42,7 +49,15 @@ pub struct Answer<P: Protocol> {
     id: u64,
     replies: Replies<P>,
     open: bool,
+    budget: Budget,
     _share: Share,
+}
+
+/// The right of one request to be carried out and to hold its answer in memory; see [`limits::TURNS`].
+#[derive(Debug)]
+pub struct Turn {
+    budget: Budget,
+    held: tokio::sync::Mutex<Vec<OwnedSemaphorePermit>>,
 }
 
 /// Sends to the client: answers, through [`Answer`], and pushes. Cheap to clone; when the last clone and the
@@ -63,6 +78,7 @@ struct Link<P: Protocol> {
 
 impl<P: Protocol> Callee<P> {
     /// Waits for the client's stream and its Hello, at most [`limits::HELLO_TIMEOUT`], and checks the version.
+    /// The client is a stranger then: it can send no large frame until [`trust`](Self::trust).
     ///
     /// A version that is not spoken is refused by an answer and by the reason of the closed connection.
     pub async fn accept(connection: Connection) -> Result<Self, CallError> {
@@ -81,7 +97,20 @@ impl<P: Protocol> Callee<P> {
             Replies { link }.refuse(hello.id(), refusal.clone()).await;
             return Err(CallError::Refused { code: refusal.code, message: refusal.message });
         }
-        Ok(Self { link, hello, reader, budget: Budget::new(), share: Share::default(), bulk: JoinSet::new() })
+        let (budget, next) = (Budget::new(), Next::default());
+        Ok(Self { link, hello, reader, budget, next, bulk: JoinSet::new() })
+    }
+
+    /// The client has proved that it may be here: it may send large frames, and much at a time.
+    pub fn trust(&self) {
+        let connection = &self.link.connection;
+        connection.set_receive_window(VarInt::from_u32(limits::CONNECTION_WINDOW_BYTES));
+        connection.set_max_concurrent_uni_streams(VarInt::from_u32(limits::BULK_STREAMS));
+    }
+
+    /// Counts the connection's requests from now on also as those of `allowance`.
+    pub fn within(&mut self, allowance: Allowance) {
+        self.budget.within(allowance);
     }
 
     async fn hear(
@@ -126,12 +155,12 @@ impl<P: Protocol> Callee<P> {
     }
 
     async fn receive(&mut self) -> Result<Option<Call<P>>, CallError> {
-        let Self { link, reader, budget, share, bulk, .. } = self;
+        let Self { link, reader, budget, next, bulk, .. } = self;
         let mut ended = false;
         loop {
             tokio::select! {
-                arrived = receive_next(link, reader, budget, share), if !ended => match arrived? {
-                    Some(frame) => return call(link, frame, std::mem::take(share)).map(Some),
+                arrived = receive_next(link, reader, budget, next), if !ended => match arrived? {
+                    Some(frame) => return call(link, frame, budget, std::mem::take(next).share).map(Some),
                     // Large frames may still be on their way.
                     None => ended = true,
                 },
@@ -193,9 +222,26 @@ impl<P: Protocol> Answer<P> {
         self.replies.transmit(bytes).await
     }
 
+    /// Waits until the request may be carried out. To be held until it is answered.
+    pub async fn turn(&self) -> Turn {
+        let held = self.budget.turn().await;
+        Turn { budget: self.budget.clone(), held: held.into() }
+    }
+
     /// Says that this request needs no answer (a heartbeat).
     pub fn dismiss(mut self) {
         self.open = false;
+    }
+}
+
+impl Turn {
+    /// Gives the turn to others while the request only waits, and takes it again.
+    pub async fn aside<T>(&self, wait: impl Future<Output = T>) -> T {
+        // One request has one task: nobody else locks this.
+        self.held.lock().await.clear();
+        let outcome = wait.await;
+        *self.held.lock().await = self.budget.turn().await;
+        outcome
     }
 }
 
@@ -225,9 +271,12 @@ impl<P: Protocol> Replies<P> {
             let stream = link.connection.open_uni().await;
             stream.map(Outbox::new).map_err(|error| CallError::of_connection(&error))
         };
-        let pushes = link.pushes.get_or_try_init(open).await?;
-        let ticket = pushes.send(bytes)?;
-        pushes.written(ticket).await
+        self.read_in_time("a push", async {
+            let pushes = link.pushes.get_or_try_init(open).await?;
+            let ticket = pushes.send(bytes)?;
+            pushes.written(ticket).await
+        })
+        .await
     }
 
     /// Closes at once. Answers that the client has not acknowledged may get lost.
@@ -270,6 +319,24 @@ impl<P: Protocol> Replies<P> {
     }
 
     async fn transmit(&self, bytes: Vec<u8>) -> Result<(), CallError> {
+        self.read_in_time("an answer", self.hand_over(bytes)).await
+    }
+
+    /// Ends the connection of a client that does not read.
+    async fn read_in_time(
+        &self,
+        what: &str,
+        sending: impl Future<Output = Result<(), CallError>>,
+    ) -> Result<(), CallError> {
+        let sent = timeout(limits::READ_TIMEOUT, sending).await;
+        sent.unwrap_or_else(|_| {
+            let reason = format!("{what} waited longer than {:?} to be read", limits::READ_TIMEOUT);
+            self.close(Closing::Malformed, &reason);
+            Err(CallError::Malformed { reason })
+        })
+    }
+
+    async fn hand_over(&self, bytes: Vec<u8>) -> Result<(), CallError> {
         let link = &self.link;
         if bytes.len() - frame::PREFIX_BYTES <= limits::FRAME_MAX_BYTES {
             let ticket = link.answers.send(bytes)?;
@@ -321,27 +388,27 @@ fn check_hello<P: Protocol>(hello: &P::Up) -> Result<(), Refusal> {
     }
 }
 
-/// The next frame of the main stream. May be dropped at any moment: `share` keeps what was acquired.
+/// The next frame of the main stream. May be dropped at any moment: `next` keeps what is known of it.
 async fn receive_next<P: Protocol>(
     link: &Link<P>,
     reader: &mut FrameReader<RecvStream>,
     budget: &Budget,
-    share: &mut Share,
+    next: &mut Next,
 ) -> Result<Option<P::Up>, CallError> {
     let failed = |error| CallError::of_frame(&error, &link.connection);
-    budget.request(share).await;
+    // A quiet connection has no share of what others need: the length first.
     let Some(bytes) = reader.length(limits::FRAME_MAX_BYTES).await.map_err(failed)? else {
         return Ok(None);
     };
-    budget.bytes(share, bytes).await;
+    budget.request(&mut next.share).await;
+    budget.bytes(&mut next.share, bytes).await;
     let body = if reader.is_whole() {
         reader.body().await
     } else {
-        // The deadline starts again when this future is dropped and made anew; what it then guards is at
-        // most one frame of the main stream.
-        timeout(limits::FRAME_TIMEOUT, reader.body()).await.map_err(|_| too_slow())?
+        let until = *next.until.get_or_insert_with(|| Instant::now() + limits::FRAME_TIMEOUT);
+        timeout_at(until, reader.body()).await.map_err(|_| too_slow())?
     };
-    frame::decode(body.map_err(failed)?).map(Some).map_err(failed)
+    frame::decode_request(body.map_err(failed)?).map(Some).map_err(failed)
 }
 
 /// A large frame, alone on its stream.
@@ -364,13 +431,18 @@ async fn receive_alone<P: Protocol>(
     let whole = async {
         let body = reader.body().await?;
         reader.end().await?;
-        frame::decode(body)
+        frame::decode_request(body)
     };
     let frame = timeout(limits::FRAME_TIMEOUT, whole).await.map_err(|_| too_slow())?.map_err(failed)?;
-    call(&link, frame, share)
+    call(&link, frame, &budget, share)
 }
 
-fn call<P: Protocol>(link: &Arc<Link<P>>, frame: P::Up, share: Share) -> Result<Call<P>, CallError> {
+fn call<P: Protocol>(
+    link: &Arc<Link<P>>,
+    frame: P::Up,
+    budget: &Budget,
+    share: Share,
+) -> Result<Call<P>, CallError> {
     let id = frame.id();
     if id == 0 {
         return Err(CallError::Malformed {
@@ -378,7 +450,7 @@ fn call<P: Protocol>(link: &Arc<Link<P>>, frame: P::Up, share: Share) -> Result<
         });
     }
     let replies = Replies { link: Arc::clone(link) };
-    Ok(Call { frame, answer: Answer { id, replies, open: true, _share: share } })
+    Ok(Call { frame, answer: Answer { id, replies, open: true, budget: budget.clone(), _share: share } })
 }
 
 fn joined<P: Protocol>(arrived: Result<Result<Call<P>, CallError>, JoinError>) -> Result<Call<P>, CallError> {

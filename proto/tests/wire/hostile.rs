@@ -25,6 +25,7 @@ async fn by_hand_with_answers(
     greeting.id = 1;
     stream.write_all(&frame::encode(&greeting).expect("a frame")).await.expect("the server is there");
     let callee = Callee::accept(server).await.expect("a hello");
+    callee.trust();
     (client, stream, answers, callee)
 }
 

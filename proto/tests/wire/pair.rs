@@ -65,6 +65,9 @@ impl Place {
         let (client, server) = self.connection().await;
         let (opened, callee) = tokio::join!(Caller::open(client.clone(), hello(1)), Callee::accept(server));
         let (caller, pushes) = opened.expect("a stream");
+        if let Ok(callee) = &callee {
+            callee.trust();
+        }
         Pair { caller, pushes, callee: callee.expect("a hello"), connection: client }
     }
 }
