@@ -105,6 +105,7 @@ async fn open(folder: &Path) -> anyhow::Result<(Store, Vec<Session>)> {
         workflows: vec![name.clone()],
         sdk_version: "none".to_owned(),
         architecture: "none".to_owned(),
+        chunks: 0,
     };
     store.put_image(image).await?;
     for n in 0..INSTANCES {

@@ -56,6 +56,12 @@ pub enum Error {
         /// What is stored.
         digest: Digest,
     },
+    /// Not all of its bytes are in the database, or not the right number of them.
+    #[error("the bytes of image {digest} are not whole in the database; push it again")]
+    ImageIncomplete {
+        /// Its digest.
+        digest: Digest,
+    },
     /// Instances that have not ended need the image.
     #[error(
         "image {name} is used by {instances} instances that have not ended; stop them or wait for their end"
@@ -221,6 +227,7 @@ impl Error {
             | Self::OtherStart { .. }
             | Self::NoImage { .. }
             | Self::OtherImage { .. }
+            | Self::ImageIncomplete { .. }
             | Self::ImageInUse { .. }
             | Self::NoWorkflow { .. }
             | Self::NotEnded { .. }
@@ -310,7 +317,9 @@ impl Coded for Error {
             Self::OtherStart { .. } | Self::OtherImage { .. } => Code::AlreadyExists,
             Self::UnknownToken => Code::Unauthenticated,
             Self::TooMany { .. } | Self::DiskFull(_) => Code::ResourceExhausted,
-            Self::Unavailable(_) | Self::Unconfirmed(_) | Self::Closed => Code::Unavailable,
+            Self::Unavailable(_) | Self::Unconfirmed(_) | Self::Closed | Self::ImageIncomplete { .. } => {
+                Code::Unavailable
+            }
             Self::Unreadable { .. } | Self::Broken { .. } | Self::Database(_) => Code::Internal,
         }
     }

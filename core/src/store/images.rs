@@ -4,6 +4,7 @@ use super::{
     Store,
     commit::Request,
     error::{Error, Result},
+    image_chunks,
     sql::{Row, Stmt, Tx, args, stmt},
 };
 use crate::domain::{
@@ -51,6 +52,9 @@ pub struct NewImage {
     pub sdk_version: String,
     /// The architecture.
     pub architecture: String,
+    /// Into how many chunks the bytes were cut and stored; 0: they are a file of the node only,
+    /// as on SQLite.
+    pub chunks: u32,
 }
 
 /// What a deletion of image versions did.
@@ -112,11 +116,6 @@ const IN_USE: Stmt = stmt!(
       WHERE tenant = $1 AND image_name = $2 AND image_version = $3 AND ended_at IS NULL"
 );
 const DELETE_NAME: Stmt = stmt!("DELETE FROM image_name WHERE tenant = $1 AND name = $2 AND version = $3");
-const DELETE_UNUSED: Stmt = stmt!(
-    "DELETE FROM image WHERE digest = $1
-        AND NOT EXISTS (SELECT 1 FROM image_name WHERE digest = $1)
-        AND NOT EXISTS (SELECT 1 FROM instance WHERE image_digest = $1 AND ended_at IS NULL)"
-);
 
 /// An image that a start holds.
 pub(super) struct FoundImage {
@@ -203,11 +202,14 @@ impl Request for Put {
         let image = &self.image;
         let now = tx.now().await?;
         if let Some(row) = tx.fetch_optional(&GET, args![&image.tenant, &image.name, &image.version]).await? {
-            return self.same(read(&row)?);
+            let same = self.same(read(&row)?)?;
+            self.complete(tx).await?;
+            return Ok(same);
         }
         let digest = image.digest.to_string();
         let row = args![&digest, image.size, &self.workflows, &image.sdk_version, &image.architecture, now];
         tx.execute(&INSERT_IMAGE, row).await?;
+        self.complete(tx).await?;
         let row = args![&image.tenant, &image.name, &image.version, &digest, now];
         let existed = tx.execute(&INSERT_NAME, row).await? == 0;
         let stored = get(tx, &image.tenant, &image.name, Some(&image.version)).await?;
@@ -216,6 +218,14 @@ impl Request for Put {
 }
 
 impl Put {
+    /// From now on every node can have the bytes.
+    async fn complete(&self, tx: &mut Tx<'_>) -> Result<()> {
+        match self.image.chunks {
+            0 => Ok(()),
+            chunks => image_chunks::complete(tx, &self.image.digest, chunks).await,
+        }
+    }
+
     fn same(&self, stored: Image) -> Result<(Image, bool)> {
         if stored.digest == self.image.digest {
             return Ok((stored, true));
@@ -275,8 +285,7 @@ impl Request for Delete {
         }
         let mut unused = Vec::new();
         for digest in digests {
-            let text = digest.to_string();
-            if tx.execute(&DELETE_UNUSED, args![&text]).await? == 1 {
+            if image_chunks::give_up(tx, &digest.to_string()).await? {
                 unused.push(digest);
             }
         }
@@ -312,7 +321,8 @@ impl Delete {
 }
 
 impl Store {
-    /// Points a name and version at bytes that are stored. The same again is answered with
+    /// Points a name and version at bytes that are stored, on PostgreSQL by
+    /// [`Store::put_image_chunk`]. The same again is answered with
     /// `true`; other bytes under the same version are refused with ALREADY_EXISTS.
     pub async fn put_image(&self, image: NewImage) -> Result<(Image, bool)> {
         super::check_text("image.sdk_version", &image.sdk_version)?;

@@ -13,7 +13,7 @@
 //! |---|---|
 //! | `sql`, `commit`, `open`, `sqlite`, `postgres`, `migrate` | the machinery |
 //! | `life` | the instance's row as a `Life`, and its one guarded write |
-//! | `start`, `instances`, `controls`, `signals`, `images`, `attempts`, `events` | what controllers and people ask |
+//! | `start`, `instances`, `controls`, `signals`, `images`, `image_chunks`, `attempts`, `events` | what controllers and people ask |
 //! | `sessions`, `checkpoints` | what an instance's process asks |
 //! | `nodes`, `wakes`, `exits` | what a node asks |
 //! | `notices` | who should look again |
@@ -27,6 +27,7 @@ mod endings;
 mod error;
 mod events;
 mod exits;
+mod image_chunks;
 mod images;
 mod instances;
 mod life;
@@ -59,6 +60,7 @@ pub use endings::code as failure_code;
 pub use error::{Error, Result};
 pub use events::EventPage;
 pub use exits::{AfterExit, Expired, Superseded};
+pub use image_chunks::{IMAGE_CHUNK_BYTES, ImageBytes, image_chunks};
 pub use images::{DeletedImages, Image, NewImage};
 pub use instances::{Instance, InstanceDetail, InstancePage, ListFilter};
 pub use nodes::{Drain, NewNode, Node, NodeLease, NodeReport};

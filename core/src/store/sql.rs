@@ -49,6 +49,9 @@ pub(super) const FRAGMENTS: &[(&str, &str, &str)] = &[
     ("{for_share}", "", "FOR SHARE"),
     // A claim: rows that somebody holds are somebody else's.
     ("{skip_locked}", "", "FOR NO KEY UPDATE SKIP LOCKED"),
+    // A deletion: nobody may come to refer to the row either.
+    ("{for_delete}", "", "FOR UPDATE"),
+    ("{take_skip_locked}", "", "FOR UPDATE SKIP LOCKED"),
     // The database's clock in microseconds; on SQLite it is the machine's and always an argument.
     ("{clock}", "NULL", "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)"),
 ];

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use dormouse_core::{
     domain::{
-        checkpoint::{Kind, NewCheckpoint, NewValue, Operation},
+        checkpoint::{self, NewCheckpoint, NewValue, Operation},
         id::{Digest, InstanceId, Key, Name, NodeId, Tenant},
         instance::{Life, Status},
         outcome::{Ending, ExitReason, ExitReport},
@@ -16,7 +16,7 @@ use dormouse_core::{
     },
     limits::Limits,
     store::{
-        AttemptRef, Claim, Clock, Database, Error, Instance, ManualClock, NewImage, NewNode, NodeLease,
+        AttemptRef, Claim, Clock, Database, Error, Instance, Kind, ManualClock, NewImage, NewNode, NodeLease,
         Options, Registration, Result, Saved, Session, StartRequest, Store, Suspension,
     },
 };
@@ -94,7 +94,12 @@ impl TestDb {
             workflows: vec![name("main")],
             sdk_version: "0.1.0".to_owned(),
             architecture: "x86_64".to_owned(),
+            chunks: u32::from(self.store.kind() == Kind::Postgres),
         };
+        if image.chunks > 0 {
+            self.store.begin_image_bytes(&image).await.expect("begun");
+            self.store.put_image_chunk(image.digest, 1, vec![0]).await.expect("a chunk is stored");
+        }
         self.store.put_image(image).await.expect("an image is stored");
     }
 
@@ -235,19 +240,19 @@ pub(crate) fn operation(text: &str) -> Operation {
 
 pub(crate) fn step(text: &str, data: &str) -> NewCheckpoint {
     let value = NewValue::Payload(Payload::json(data));
-    NewCheckpoint { operation: operation(text), kind: Kind::Step, value, note: String::new() }
+    NewCheckpoint { operation: operation(text), kind: checkpoint::Kind::Step, value, note: String::new() }
 }
 
-pub(crate) fn checkpoint(text: &str, kind: Kind, value: NewValue) -> NewCheckpoint {
+pub(crate) fn checkpoint(text: &str, kind: checkpoint::Kind, value: NewValue) -> NewCheckpoint {
     NewCheckpoint { operation: operation(text), kind, value, note: String::new() }
 }
 
 pub(crate) fn take(text: &str, signal: &str) -> NewCheckpoint {
-    checkpoint(text, Kind::Signal, NewValue::TakeSignal(name(signal)))
+    checkpoint(text, checkpoint::Kind::Signal, NewValue::TakeSignal(name(signal)))
 }
 
 pub(crate) fn feel(text: &str) -> NewCheckpoint {
-    checkpoint(text, Kind::Cancelled, NewValue::FeelCancel)
+    checkpoint(text, checkpoint::Kind::Cancelled, NewValue::FeelCancel)
 }
 
 pub(crate) fn new_signal(signal: &str, dedup: &str) -> NewSignal {

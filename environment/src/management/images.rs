@@ -124,6 +124,7 @@ impl Context {
                 workflows: inspection.workflows.clone(),
                 sdk_version: inspection.sdk_version.clone(),
                 architecture: inspection.architecture.to_owned(),
+                chunks: 0,
             };
             self.store().put_image(image).await.map(|(image, _)| image)
         };

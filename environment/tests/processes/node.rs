@@ -105,6 +105,7 @@ impl Node {
             workflows: stored.inspection.workflows,
             sdk_version: stored.inspection.sdk_version,
             architecture: stored.inspection.architecture.to_owned(),
+            chunks: 0,
         };
         store.put_image(image).await.expect("named");
         Self { data, store, handle, shutdown, running }

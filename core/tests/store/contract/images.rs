@@ -1,8 +1,10 @@
 //! Images by digest, names and versions.
 
+use std::time::Duration;
+
 use dormouse_core::{
     domain::id::{Digest, Tenant},
-    store::NewImage,
+    store::{IMAGE_CHUNK_BYTES, NewImage, image_chunks},
 };
 
 use crate::db::{self, TestDb, code, name};
@@ -13,6 +15,10 @@ contract! {
     bytes_stay_while_another_version_needs_them,
     images_are_the_tenants_own,
     versions_are_listed_newest_first,
+    a_name_points_at_whole_bytes_only,
+    bytes_that_came_to_nothing_are_swept,
+    the_last_name_takes_its_bytes_along,
+    bytes_that_are_not_in_the_database_are_named,
 }
 
 fn image(version: &str, digest: u8) -> NewImage {
@@ -25,6 +31,7 @@ fn image(version: &str, digest: u8) -> NewImage {
         workflows: vec![name("x"), name("y")],
         sdk_version: "0.1.0".to_owned(),
         architecture: "x86_64".to_owned(),
+        chunks: 0,
     }
 }
 
@@ -85,4 +92,102 @@ async fn versions_are_listed_newest_first(db: TestDb) {
     assert_eq!(of(app), ["app:2", "app:9", "app:10"]);
     let all = db.store.images(&db::tenant(), None).await.expect("a list");
     assert_eq!(of(all), ["app:2", "app:9", "app:10", "img:1"]);
+}
+
+/// Two chunks and a bit.
+const SIZE: u64 = 2 * IMAGE_CHUNK_BYTES as u64 + 5;
+
+fn large(version: &str, digest: u8) -> NewImage {
+    NewImage { size: SIZE, chunks: image_chunks(SIZE), ..image(version, digest) }
+}
+
+fn chunk_of(number: u32) -> Vec<u8> {
+    let len = if number == 3 { 5 } else { IMAGE_CHUNK_BYTES };
+    vec![number.to_le_bytes()[0]; len]
+}
+
+async fn upload(db: &TestDb, image: &NewImage) {
+    assert!(!db.store.begin_image_bytes(image).await.expect("begun"), "nothing is there yet");
+    for number in 1..=3 {
+        db.store.put_image_chunk(image.digest, number, chunk_of(number)).await.expect("stored");
+    }
+}
+
+async fn chunks(db: &TestDb, digest: Digest) -> Option<u32> {
+    db.store.image_bytes(digest).await.expect("a look").map(|bytes| bytes.chunks)
+}
+
+async fn a_name_points_at_whole_bytes_only(db: TestDb) {
+    let image = large("1", 7);
+    let incomplete = "UNAVAILABLE";
+    assert_eq!(code(db.store.put_image(image.clone()).await), incomplete, "nothing came");
+    assert!(!db.store.begin_image_bytes(&image).await.expect("begun"));
+    for number in [1, 3] {
+        db.store.put_image_chunk(image.digest, number, chunk_of(number)).await.expect("stored");
+    }
+    assert_eq!(code(db.store.put_image(image.clone()).await), incomplete, "one is missing");
+    db.store.put_image_chunk(image.digest, 2, vec![1]).await.expect("stored");
+    assert_eq!(code(db.store.put_image(image.clone()).await), incomplete, "one is too short");
+    assert_eq!(chunks(&db, image.digest).await, Some(0));
+    assert!(db.store.images(&db::tenant(), Some(&image.name)).await.expect("a list").is_empty());
+
+    db.store.put_image_chunk(image.digest, 2, chunk_of(2)).await.expect("the right one");
+    db.store.put_image(image.clone()).await.expect("whole");
+    assert_eq!(chunks(&db, image.digest).await, Some(3));
+    assert!(db.store.begin_image_bytes(&image).await.expect("again"), "everything is there");
+    for number in 1..=3 {
+        let chunk = db.store.image_chunk(image.digest, number).await.expect("read");
+        assert_eq!(chunk, Some(chunk_of(number)));
+    }
+    assert_eq!(db.store.image_chunk(image.digest, 4).await.expect("read"), None);
+}
+
+async fn bytes_that_came_to_nothing_are_swept(db: TestDb) {
+    let image = large("1", 7);
+    upload(&db, &image).await;
+    assert!(!db.store.sweep_images().await.expect("a sweep"), "an upload has an hour");
+    db.advance(Duration::from_hours(1));
+    assert!(!db.store.begin_image_bytes(&image).await.expect("begun anew"));
+    assert!(!db.store.sweep_images().await.expect("a sweep"), "and another from its new begin");
+    db.advance(Duration::from_hours(1));
+    while db.store.sweep_images().await.expect("a sweep") {}
+    assert_eq!(chunks(&db, image.digest).await, None);
+    assert_eq!(db.store.image_chunk(image.digest, 1).await.expect("read"), None);
+    assert_eq!(code(db.store.put_image(image).await), "UNAVAILABLE", "too late: it is sent again");
+}
+
+async fn the_last_name_takes_its_bytes_along(db: TestDb) {
+    let image = large("1", 7);
+    upload(&db, &image).await;
+    db.store.put_image(image.clone()).await.expect("stored");
+    assert_eq!(db.store.unneeded_images(vec![image.digest]).await.expect("asked"), []);
+    let deleted = db.store.delete_image(&db::tenant(), &image.name, None).await.expect("deleted");
+    assert_eq!(deleted.unused, [image.digest]);
+    assert_eq!(chunks(&db, image.digest).await, Some(0), "nobody fetches them from now on");
+
+    // A push that comes before the sweep keeps what is there.
+    upload(&db, &image).await;
+    db.store.put_image(image.clone()).await.expect("stored again");
+    assert!(!db.store.sweep_images().await.expect("a sweep"));
+    db.store.delete_image(&db::tenant(), &image.name, None).await.expect("deleted");
+    while db.store.sweep_images().await.expect("a sweep") {}
+    assert_eq!(chunks(&db, image.digest).await, None);
+    let unneeded = db.store.unneeded_images(vec![image.digest]).await.expect("asked");
+    assert_eq!(unneeded, [image.digest], "every node may remove its file");
+}
+
+async fn bytes_that_are_not_in_the_database_are_named(db: TestDb) {
+    db.store.put_image(image("1", 7)).await.expect("as release 0.1.0 does");
+    let without = db.store.images_without_bytes(None, 10).await.expect("a list");
+    assert!(without.contains(&Digest([7; 32])));
+    upload(&db, &large("1", 7)).await;
+    assert_eq!(code(db.store.complete_image_bytes(Digest([7; 32]), 3).await), "UNAVAILABLE", "another size");
+    let image = large("2", 8);
+    upload(&db, &image).await;
+    db.store.put_image(image.clone()).await.expect("stored");
+    db.store.doubt_image_bytes(image.digest).await.expect("doubted");
+    assert_eq!(chunks(&db, image.digest).await, Some(0), "a node that has the file stores it again");
+    upload(&db, &image).await;
+    db.store.complete_image_bytes(image.digest, 3).await.expect("whole");
+    assert_eq!(chunks(&db, image.digest).await, Some(3));
 }
