@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! attempts/<instance>.<attempt>/   process.json, stdout, stderr, work/, tmp/: its process may live
-//! outputs/<instance>/<attempt>.stdout, .stderr, .work    of ended attempts
+//! outputs/<instance>/<attempt>.stdout, .stderr, .work    of ended attempts; tenant: whose
 //! ```
 //!
 //! So `attempts/` holds no more entries than processes, and a restart that looks for living ones
@@ -19,7 +19,7 @@ use std::{
     io::{self, Write},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use dormouse_core::domain::id::{Attempt, Digest, InstanceId, Tenant};
@@ -207,7 +207,7 @@ impl Attempts {
         for stream in Stream::ALL {
             let from = directory.stream(stream);
             if fs::metadata(&from).is_ok_and(|file| file.len() > 0) {
-                fs::create_dir_all(&outputs)?;
+                self.make_outputs(&id.tenant, &id.instance)?;
                 ignore_missing(fs::rename(
                     from,
                     outputs.join(format!("{}.{}", id.attempt, stream.as_str())),
@@ -217,7 +217,7 @@ impl Attempts {
         let work = directory.work();
         // Succeeds only on an empty one.
         if fs::remove_dir(&work).is_err() && work.exists() {
-            fs::create_dir_all(&outputs)?;
+            self.make_outputs(&id.tenant, &id.instance)?;
             for kept in Kept::list(&outputs)?.into_iter().filter(Kept::is_work) {
                 kept.remove(&outputs)?;
             }
@@ -260,19 +260,13 @@ impl Attempts {
         ignore_missing(fs::remove_dir_all(self.outputs(tenant, instance)))
     }
 
-    /// Instances of the default tenant whose outputs have not changed for so long. Other tenants'
-    /// cannot be told from their folders: their outputs go by the node's limit.
-    pub fn unchanged_for(&self, age: Duration) -> io::Result<Vec<InstanceId>> {
-        let mut old = Vec::new();
+    /// Whose outputs are here. Of whom that cannot be told they go by the node's limit.
+    pub fn kept_instances(&self) -> io::Result<Vec<(Tenant, InstanceId)>> {
+        let mut kept = Vec::new();
         for entry in fs::read_dir(&self.ended)? {
-            let entry = entry?;
-            // Vanished meanwhile, or changed in what this machine's clock takes for the future.
-            let Ok(changed) = entry.metadata().and_then(|folder| folder.modified()) else { continue };
-            if changed.elapsed().is_ok_and(|since| since >= age) {
-                old.extend(entry.file_name().to_str().and_then(|name| InstanceId::parse(name).ok()));
-            }
+            kept.extend(owner(&entry?.path()));
         }
-        Ok(old)
+        Ok(kept)
     }
 
     /// Holds all outputs together to the node's limit: removes those of whole instances, the one
@@ -302,6 +296,30 @@ impl Attempts {
     fn outputs(&self, tenant: &Tenant, instance: &InstanceId) -> PathBuf {
         self.ended.join(instance_label(tenant, instance))
     }
+
+    fn make_outputs(&self, tenant: &Tenant, instance: &InstanceId) -> io::Result<()> {
+        let folder = self.outputs(tenant, instance);
+        fs::create_dir_all(&folder)?;
+        if *tenant == Tenant::default_tenant() || folder.join(TENANT).exists() {
+            return Ok(());
+        }
+        fs::write(folder.join(TENANT), tenant.as_str())
+    }
+}
+
+/// The file in an instance's outputs that names its tenant, if that is not the default one.
+const TENANT: &str = "tenant";
+
+/// Whose outputs lie in a folder.
+fn owner(outputs: &Path) -> Option<(Tenant, InstanceId)> {
+    let label = outputs.file_name()?.to_str()?;
+    let Some(instance) = label.strip_prefix('~').and_then(|rest| rest.split_once('~')) else {
+        return Some((Tenant::default_tenant(), InstanceId::parse(label).ok()?));
+    };
+    let tenant = Tenant::parse(&fs::read_to_string(outputs.join(TENANT)).ok()?).ok()?;
+    let instance = InstanceId::parse(instance.1).ok()?;
+    // Written by us, or it is not believed.
+    (instance_label(&tenant, &instance) == label).then_some((tenant, instance))
 }
 
 /// One entry of an instance's outputs: `<attempt>.<what>`.
@@ -448,16 +466,22 @@ mod tests {
     }
 
     #[test]
-    fn old_outputs_are_named_by_their_instance() {
+    fn outputs_are_named_by_their_tenant_and_instance() {
         let folder = tempfile::tempdir().expect("a folder");
         let attempts = Attempts::open(folder.path(), Retention::default()).expect("made");
-        for name in ["old", "new"] {
-            ended(&attempts, name, 1, 10);
+        let other = AttemptId { tenant: Tenant::parse("../odd").expect("a name"), ..id("same", 1) };
+        for id in [&id("same", 1), &other] {
+            let directory = attempts.create(id).expect("made");
+            fs::write(directory.stream(Stream::Stderr), "x").expect("written");
+            attempts.archive(id).expect("put away");
         }
-        let old = File::open(folder.path().join("outputs/old")).expect("there");
-        old.set_modified(SystemTime::UNIX_EPOCH).expect("set");
-        let found = attempts.unchanged_for(Duration::from_hours(1)).expect("looked");
-        assert_eq!(found, [InstanceId::parse("old").expect("an id")]);
+        fs::create_dir(folder.path().join("outputs/~0123456789abcdef~nobody")).expect("made");
+        let mut kept = attempts.kept_instances().expect("looked");
+        kept.sort_unstable();
+        assert_eq!(
+            kept,
+            [(other.tenant.clone(), other.instance), (Tenant::default_tenant(), id("same", 1).instance)]
+        );
     }
 
     #[test]

@@ -10,20 +10,21 @@
 use std::{collections::BTreeMap, ffi::OsString, io, time::Duration};
 
 use dormouse_core::{
-    domain::id::{NodeId, Tenant},
+    domain::id::NodeId,
     fault,
     store::{self, AttemptRef, Kind, NewNode, NodeLease, NodeReport, Store},
 };
 use dormouse_proto::code::{Code, Coded, Retry};
 use tokio::{
     task::{JoinError, JoinSet, spawn_blocking},
-    time::{MissedTickBehavior, interval, sleep},
+    time::sleep,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
     attempts::{AttemptId, Attempts, Retention},
+    house::House,
     images::{DEFAULT_MAX_BYTES, Images},
     launcher::{DEFAULT_OPEN_FILES, Launcher, Surroundings},
     node::{DataDirectory, DirectoryError, Slots, default_slots, host_name},
@@ -205,7 +206,10 @@ impl Environment {
         });
         let stop = stop_claims.clone();
         tasks.spawn(async move { scheduler.run(stop).await.map(|()| Part::Scheduler).map_err(Into::into) });
-        tasks.spawn(keep_house(store.clone(), lease.clone(), handle.clone(), options.lease, leave.clone()));
+        tasks.spawn(keep_lease(store.clone(), lease.clone(), handle.clone(), options.lease, leave.clone()));
+        let house = House::new(store.clone(), handle.images.clone(), handle.attempts.clone());
+        let stop = leave.clone();
+        tasks.spawn(async move { house.run(stop).await.map(|()| Part::House).map_err(Into::into) });
 
         let mut result = Ok(());
         let mut ended = async |tasks: &mut JoinSet<_>| match tasks.join_next().await {
@@ -213,7 +217,7 @@ impl Environment {
             Some(done) => {
                 match done.map_err(Error::from).flatten() {
                     Ok(Part::Scheduler) => leave.cancel(),
-                    Ok(Part::Supervisor | Part::House) => {}
+                    Ok(Part::Supervisor | Part::Lease | Part::House) => {}
                     Err(error) => {
                         if let Error::Store(
                             store::Error::LeaseLost { .. } | store::Error::LeaseTaken { .. },
@@ -251,6 +255,7 @@ impl Environment {
 enum Part {
     Supervisor,
     Scheduler,
+    Lease,
     House,
 }
 
@@ -310,30 +315,20 @@ async fn put_away(attempts: &Attempts, ended: Vec<AttemptId>) {
     }
 }
 
-/// How often all outputs together are held to the node's limit: a walk through them.
-const HOUSE_KEEPING: Duration = Duration::from_mins(10);
-
-/// Renews the lease where it is a row, deletes what was kept long enough, and holds outputs to their
-/// limit.
-async fn keep_house(
+/// Renews the lease where it is a row.
+async fn keep_lease(
     store: Store,
     lease: NodeLease,
     handle: Handle,
     length: Duration,
     shutdown: CancellationToken,
 ) -> Result<Part, Error> {
-    let mut house = interval(HOUSE_KEEPING);
-    house.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             biased;
-            () = shutdown.cancelled() => return Ok(Part::House),
+            () = shutdown.cancelled() => return Ok(Part::Lease),
             // On SQLite the lock on the directory is the lease: an idle machine writes nothing.
             () = sleep(length / 3), if store.kind() == Kind::Postgres => renew(&store, &lease, &handle).await?,
-            _ = house.tick() => {
-                prune(&store, &handle.attempts).await?;
-                hold_outputs(&handle.attempts).await?;
-            }
         }
     }
 }
@@ -347,70 +342,11 @@ async fn renew(store: &Store, lease: &NodeLease, handle: &Handle) -> Result<(), 
     }
 }
 
-/// Instances deleted by one request: others may write in between.
-const PRUNE: u32 = 100;
-
-/// Deletes instances that ended longer ago than they are kept, and what their attempts left here.
-async fn prune(store: &Store, attempts: &Attempts) -> Result<(), Error> {
-    let retention = store.limits().retention;
-    let pruned = async {
-        let mut pruned = 0;
-        loop {
-            match store.prune(PRUNE).await? {
-                0 => return Ok(pruned),
-                n => pruned += n,
-            }
-        }
-    };
-    match pruned.await {
-        Ok(0) => {}
-        Ok(n) => info!(instances = n, "ended instances were deleted after their retention"),
-        Err(error) => return unless_final(error, "ended instances are not deleted now"),
-    }
-    let old = {
-        let attempts = attempts.clone();
-        spawn_blocking(move || attempts.unchanged_for(retention)).await?
-    };
-    let old = match old {
-        Ok(old) => old,
-        Err(error) => {
-            warn!(%error, "outputs cannot be looked through");
-            return Ok(());
-        }
-    };
-    let tenant = Tenant::default_tenant();
-    for instance in old {
-        match store.instance(&tenant, &instance).await {
-            Ok(_) => {}
-            // Deleted, by this node or another.
-            Err(store::Error::NoInstance { .. }) => {
-                let (attempts, tenant) = (attempts.clone(), tenant.clone());
-                let removed = spawn_blocking(move || attempts.remove_instance(&tenant, &instance)).await?;
-                if let Err(error) = removed {
-                    warn!(%error, "the outputs of a deleted instance cannot be removed");
-                }
-            }
-            Err(error) => return unless_final(error, "outputs of deleted instances are not removed now"),
-        }
-    }
-    Ok(())
-}
-
 /// Ends the node only if trying again cannot help.
 fn unless_final(error: store::Error, what: &'static str) -> Result<(), Error> {
     if error.retry() == Retry::Never {
         return Err(error.into());
     }
     warn!(error = %chain(&error), "{what}");
-    Ok(())
-}
-
-async fn hold_outputs(attempts: &Attempts) -> Result<(), Error> {
-    let attempts = attempts.clone();
-    match spawn_blocking(move || attempts.hold_node_limit()).await? {
-        Ok(0) => {}
-        Ok(bytes) => info!(bytes, "outputs of instances that ended longest ago were removed"),
-        Err(error) => warn!(%error, "outputs cannot be held to their limit"),
-    }
     Ok(())
 }

@@ -5,7 +5,9 @@
 //! name at the end. Names are never written again, so what is executed is what was checked.
 //!
 //! It never executes an image, and knows nothing of image names and versions (the store does).
+//! [`cluster`] carries bytes between these files and the database.
 
+pub mod cluster;
 mod inspect;
 
 use std::{
@@ -265,6 +267,16 @@ impl Images {
         }
     }
 
+    /// The names of all files here.
+    pub fn list(&self) -> io::Result<Vec<Digest>> {
+        let mut digests = Vec::new();
+        for entry in fs::read_dir(&self.shared.folder)? {
+            // Others are not ours, or the second name of a moment.
+            digests.extend(entry?.file_name().to_str().and_then(|name| Digest::parse(name).ok()));
+        }
+        Ok(digests)
+    }
+
     fn path(&self, digest: &Digest) -> PathBuf {
         self.shared.folder.join(digest.to_string())
     }
@@ -321,6 +333,16 @@ impl Upload {
     /// Bytes so far: the next chunk's offset.
     pub fn received(&self) -> u64 {
         self.received
+    }
+
+    /// Takes the room on the disk for all that is to come, where the file system can.
+    pub fn reserve(&self) -> Result<(), StoreError> {
+        use rustix::fs::{FallocateFlags, fallocate};
+        use rustix::io::Errno;
+        match fallocate(&self.file, FallocateFlags::empty(), 0, self.size) {
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => Ok(()),
+            Err(error) => Err(StoreError::Io(error.into())),
+        }
     }
 
     /// Takes the next bytes. After an error of the disk the upload is of no more use.

@@ -1,5 +1,6 @@
 //! The Dormouse environment: keeps images, launches instances' processes and watches them.
 //!
+//! - `house`: what is removed after its time, and where images are kept.
 //! - [`images`]: compiled workflows, named by their digest.
 //! - [`limits`]: sizes and counts of the management server.
 //! - [`launcher`]: starts a process, in one fixed order.
@@ -15,6 +16,7 @@
 
 pub mod attempts;
 pub mod environment;
+mod house;
 pub mod images;
 pub mod launcher;
 pub mod limits;

@@ -345,7 +345,34 @@ impl Request for Resolve {
     }
 }
 
+/// Whose instances are gone.
+struct Missing {
+    of: Vec<(Tenant, InstanceId)>,
+}
+
+impl Request for Missing {
+    type Answer = Vec<(Tenant, InstanceId)>;
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Answer> {
+        let mut missing = Vec::new();
+        for (tenant, id) in &self.of {
+            if tx.fetch_optional(&FIND, args![tenant, id]).await?.is_none() {
+                missing.push((tenant.clone(), id.clone()));
+            }
+        }
+        Ok(missing)
+    }
+}
+
 impl Store {
+    /// Which of these do not exist (any more). Ask about few at a time.
+    pub async fn missing_instances(
+        &self,
+        of: Vec<(Tenant, InstanceId)>,
+    ) -> Result<Vec<(Tenant, InstanceId)>> {
+        self.read(Missing { of }).await
+    }
+
     /// An instance without its payloads.
     pub async fn instance(&self, tenant: &Tenant, id: &InstanceId) -> Result<Instance> {
         let target = self.target(tenant, id).await?;

@@ -63,6 +63,11 @@ impl Launcher {
         Ok(Self { shared: Arc::new(shared) })
     }
 
+    /// The images that it executes.
+    pub fn images(&self) -> &Images {
+        &self.shared.images
+    }
+
     /// The addresses that running processes read.
     pub fn replicas(&self) -> &Replicas {
         &self.shared.replicas

@@ -19,6 +19,7 @@ use std::{
         unix::fs::OpenOptionsExt,
     },
     path::Path,
+    sync::Arc,
     thread,
     time::Duration,
 };
@@ -69,6 +70,9 @@ pub enum LaunchError {
     /// The image, by its store.
     #[error("the image cannot be used")]
     Image(#[from] crate::images::OpenError),
+    /// The image, by the database.
+    #[error(transparent)]
+    Fetch(#[from] Arc<crate::images::cluster::FetchError>),
     /// Between clone and exec.
     #[error("the process could not be started")]
     Spawn(#[from] SpawnError),
@@ -98,9 +102,12 @@ impl LaunchError {
             Self::Spawn(error) => {
                 error.step == Step::Exec && error.source.kind() != io::ErrorKind::OutOfMemory
             }
-            Self::Files { .. } | Self::Image(_) | Self::HandOver { .. } | Self::TooLate | Self::CutOff => {
-                false
-            }
+            Self::Files { .. }
+            | Self::Image(_)
+            | Self::Fetch(_)
+            | Self::HandOver { .. }
+            | Self::TooLate
+            | Self::CutOff => false,
         }
     }
 }

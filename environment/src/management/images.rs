@@ -10,7 +10,7 @@ use super::{
     describe, parse,
     server::{Context, blocking, disk, refuse},
 };
-use crate::images::{Images, Inspection, OpenError, inspect};
+use crate::images::{Images, Inspection, OpenError, cluster::publish, inspect};
 
 impl Context {
     pub(super) async fn begin_upload(
@@ -41,10 +41,9 @@ impl Context {
 
     pub(super) async fn finish_upload(&self, request: wire::FinishUpload) -> Result<wire::Image, Refusal> {
         let finished = self.uploads.finish(request.upload).await?;
-        let registry = self.shared.registry.lock().await;
+        let _registry = self.registry().await;
         let bytes = (finished.stored.digest, finished.stored.size, &finished.stored.inspection);
         let image = self.register(&finished.name, finished.version.as_ref(), bytes).await?;
-        drop(registry);
         Ok(describe::image(&image))
     }
 
@@ -65,7 +64,7 @@ impl Context {
     pub(super) async fn delete_image(&self, request: wire::DeleteImage) -> Result<wire::Deleted, Refusal> {
         let name = parse::image_name("image.name", &request.name)?;
         let version = parse::optional_name("image.version", &request.version)?;
-        let _registry = self.shared.registry.lock().await;
+        let _registry = self.registry().await;
         let deletion = self
             .store()
             .delete_image(&self.tenant, &name, version.as_ref())
@@ -99,12 +98,22 @@ impl Context {
         version: Option<&Name>,
         digest: Digest,
     ) -> Result<Option<Image>, Refusal> {
-        let _registry = self.shared.registry.lock().await;
+        let _registry = self.registry().await;
         let images = self.shared.parts.images.clone();
         let Some((size, inspection)) = blocking(move || look(&images, digest)).await?? else {
             return Ok(None);
         };
         self.register(name, version, (digest, size, &inspection)).await.map(Some)
+    }
+
+    /// Held while a digest gets or loses its last name, so that an upload never loses the file
+    /// that it was told is here. Not on PostgreSQL: there the bytes are in the database before a
+    /// name points at them, storing them takes a while, and a missing file is fetched again.
+    async fn registry(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        match self.store().kind() {
+            store::Kind::Sqlite => Some(self.shared.registry.lock().await),
+            store::Kind::Postgres => None,
+        }
     }
 
     /// Without a version: the one that means these bytes already, or else the next number.
@@ -114,18 +123,22 @@ impl Context {
         version: Option<&Name>,
         (digest, size, inspection): (Digest, u64, &Inspection),
     ) -> Result<Image, Refusal> {
+        let mut image = NewImage {
+            tenant: self.tenant.clone(),
+            name: name.clone(),
+            // The right one is known last.
+            version: name.clone(),
+            digest,
+            size,
+            workflows: inspection.workflows.clone(),
+            sdk_version: inspection.sdk_version.clone(),
+            architecture: inspection.architecture.to_owned(),
+            chunks: 0,
+        };
+        let images = &self.shared.parts.images;
+        image.chunks = publish(self.store(), images, &image).await.map_err(|error| refuse(&error))?;
         let put = async |version: &Name| {
-            let image = NewImage {
-                tenant: self.tenant.clone(),
-                name: name.clone(),
-                version: version.clone(),
-                digest,
-                size,
-                workflows: inspection.workflows.clone(),
-                sdk_version: inspection.sdk_version.clone(),
-                architecture: inspection.architecture.to_owned(),
-                chunks: 0,
-            };
+            let image = NewImage { version: version.clone(), ..image.clone() };
             self.store().put_image(image).await.map(|(image, _)| image)
         };
         if let Some(version) = version {

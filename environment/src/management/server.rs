@@ -143,8 +143,7 @@ pub(super) struct Shared {
     pub(super) options: Options,
     pub(super) parts: Parts,
     pub(super) watchers: Watchers,
-    /// Taken while a digest gets or loses its last name, so that an upload never loses the file
-    /// that it was told is here.
+    /// On SQLite taken while a digest gets or loses its last name.
     pub(super) registry: tokio::sync::Mutex<()>,
     /// Uploads of all connections together.
     pub(super) uploads: Arc<Semaphore>,

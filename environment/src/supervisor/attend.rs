@@ -31,7 +31,8 @@ use super::{
 };
 use crate::{
     attempts::{AttemptId, Attempts},
-    launcher::{Launch, LaunchError, Launcher},
+    images::{OpenError, cluster::Fetches},
+    launcher::{Launch, LaunchError, Launched, Launcher},
     node::Slot,
 };
 
@@ -57,6 +58,7 @@ pub(super) struct Shared {
     pub(super) store: Store,
     pub(super) attempts: Attempts,
     pub(super) launcher: Launcher,
+    pub(super) fetches: Fetches,
     pub(super) failures: Failures,
 }
 
@@ -83,6 +85,23 @@ impl Failures {
 
     fn forget(&self, instance: InstanceKey) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&instance);
+    }
+}
+
+impl Shared {
+    /// Launches; an image that is not here, or not whole, is fetched first where there is a place
+    /// to fetch it from.
+    async fn launch_here(&self, launch: Launch, deadline: Instant) -> Result<Launched, LaunchError> {
+        if !self.fetches.possible() {
+            return self.launcher.launch(launch).await;
+        }
+        match self.launcher.launch(launch.clone()).await {
+            Err(LaunchError::Image(OpenError::Missing { digest } | OpenError::Damaged { digest, .. })) => {
+                self.fetches.fetch(digest, deadline).await?;
+                self.launcher.launch(launch).await
+            }
+            launched => launched,
+        }
     }
 }
 
@@ -142,7 +161,7 @@ impl Attend {
         if Instant::now() >= deadline {
             return Err(LaunchError::TooLate);
         }
-        let launched = self.shared.launcher.launch(launch).await?;
+        let launched = self.shared.launch_here(launch, deadline).await?;
         debug!(attempt = %self.id, pid = launched.process.pid, "launched");
         match Process::watch(launched) {
             Ok(process) => Ok(process),

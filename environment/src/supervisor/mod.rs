@@ -47,6 +47,7 @@ pub use self::{
 };
 use crate::{
     attempts::{AttemptId, Attempts},
+    images::cluster::Fetches,
     launcher::{Launch, Launcher},
     node::{Slot, Slots},
 };
@@ -198,7 +199,9 @@ impl Supervisor {
         slots: Slots,
     ) -> (Self, Handle) {
         let (sender, starts) = mpsc::channel(QUEUE);
-        let shared = Arc::new(Shared { options, store, attempts, launcher, failures: Failures::default() });
+        let fetches = Fetches::new(store.clone(), launcher.images().clone());
+        let failures = Failures::default();
+        let shared = Arc::new(Shared { options, store, attempts, launcher, fetches, failures });
         let (tracked, noticed) = (HashMap::new(), Noticed { all: true, ..Noticed::default() });
         let this = Self { shared, lease, slots, starts, tasks: JoinSet::new(), tracked, noticed };
         (this, Handle { starts: sender })
@@ -295,6 +298,7 @@ impl Supervisor {
         let known: Vec<AttemptRef> = self.tracked.keys().copied().collect();
         // Closed channels tell the tasks.
         self.tracked.clear();
+        self.shared.fetches.stop().await;
         while let Some(done) = self.tasks.join_next().await {
             done?;
         }
@@ -310,6 +314,7 @@ impl Supervisor {
         for orders in self.tracked.values() {
             order(orders, how);
         }
+        self.shared.fetches.stop().await;
         let mut n_ended = 0;
         while let Some(done) = self.tasks.join_next().await {
             self.tracked.remove(&done?);
