@@ -209,7 +209,7 @@ impl Environment {
         tasks.spawn(keep_lease(store.clone(), lease.clone(), handle.clone(), options.lease, leave.clone()));
         let house = House::new(store.clone(), handle.images.clone(), handle.attempts.clone());
         let stop = leave.clone();
-        tasks.spawn(async move { house.run(stop).await.map(|()| Part::House).map_err(Into::into) });
+        tasks.spawn(async move { house.run(stop).await.map(|()| Part::House) });
 
         let mut result = Ok(());
         let mut ended = async |tasks: &mut JoinSet<_>| match tasks.join_next().await {
