@@ -1,11 +1,12 @@
 //! The command line.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use dormouse_core::config::Flags;
 use dormouse_management_sdk::{ImageRef, Status, Stream, Target, default_data_dir};
 
-use crate::exit::TABLE;
+use crate::{config, exit::TABLE};
 
 /// Durable workflows that are ordinary compiled programs.
 #[derive(Debug, Parser)]
@@ -24,8 +25,8 @@ pub(crate) struct Global {
     #[arg(long, global = true, env = "DORMOUSE_SERVER", value_name = "HOST:PORT")]
     pub(crate) server: Option<String>,
     /// Where the services keep everything, and where their certificates are
-    /// [default: /var/lib/dormouse for root, else ~/.local/share/dormouse]
-    #[arg(long, global = true, env = "DORMOUSE_DATA_DIR", value_name = "DIR")]
+    /// [default: /var/lib/dormouse for root, else ~/.local/share/dormouse] [env: DORMOUSE_DATA_DIR]
+    #[arg(long, global = true, value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
     /// How results are printed
     #[arg(short, long, global = true, value_enum, default_value = "table", value_name = "FORMAT")]
@@ -136,36 +137,23 @@ pub(crate) enum Command {
     Doctor,
     /// Whether the services are well
     Health,
+    /// How the services are configured
+    #[command(subcommand)]
+    Config(Config),
     /// Bring the database's tables up to date; services do it themselves when they start
     Migrate(Migrate),
 }
 
-/// What the services need; `run` and `up` take all of it.
-#[derive(Clone, Debug, Args)]
-pub(crate) struct Services {
-    /// Where core listens for workflows; port 0: that of the last run, or any
-    /// [default: 127.0.0.1:8001, of `run` 127.0.0.1:0]
-    #[arg(long, env = "DORMOUSE_CORE_LISTEN", value_name = "ADDR")]
-    pub(crate) core: Option<SocketAddr>,
-    /// Where the environment listens for controllers; port 0: that of the last run, or any
-    /// [default: 127.0.0.1:8002, of `run` 127.0.0.1:0]
-    #[arg(long, env = "DORMOUSE_ENVIRONMENT_LISTEN", value_name = "ADDR")]
-    pub(crate) environment: Option<SocketAddr>,
-    /// postgres://… of a cluster [default: SQLite in the data directory]
-    #[arg(long, env = "DORMOUSE_DATABASE", value_name = "URL", hide_env_values = true)]
-    pub(crate) database: Option<String>,
-    /// How many workflow processes may live at once [default: by cores and memory]
-    #[arg(long, env = "DORMOUSE_SLOTS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    pub(crate) slots: Option<u32>,
-}
-
 #[derive(Debug, Args)]
 pub(crate) struct Up {
-    /// A TOML file with keys named like these flags; a flag or a variable wins over it
-    #[arg(long, env = "DORMOUSE_CONFIG", value_name = "FILE")]
-    pub(crate) config: Option<PathBuf>,
     #[command(flatten)]
-    pub(crate) services: Services,
+    pub(crate) flags: Flags<config::Up>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Config {
+    /// Every key, its value, and who says so: what `up` with the same flags would use
+    Show(Flags<config::Up>),
 }
 
 #[derive(Debug, Args)]
@@ -189,7 +177,7 @@ pub(crate) struct Run {
     #[arg(long, value_name = "ID")]
     pub(crate) id: Option<String>,
     #[command(flatten)]
-    pub(crate) services: Services,
+    pub(crate) flags: Flags<config::Run>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -287,9 +275,8 @@ pub(crate) struct Demo {
 
 #[derive(Debug, Args)]
 pub(crate) struct Migrate {
-    /// postgres://… of a cluster [default: SQLite in the data directory]
-    #[arg(long, env = "DORMOUSE_DATABASE", value_name = "URL", hide_env_values = true)]
-    pub(crate) database: Option<String>,
+    #[command(flatten)]
+    pub(crate) flags: Flags<config::DatabaseOnly>,
 }
 
 #[derive(Debug, Args)]
@@ -379,32 +366,9 @@ fn parse_stream(text: &str) -> Result<Stream, String> {
     }
 }
 
-/// `500ms`, `90s`, `15m`, `1h30m`, `7d`.
 fn parse_duration(text: &str) -> Result<Duration, String> {
-    const EXAMPLE: &str = "it must be a time such as 500ms, 90s, 15m, 1h30m or 7d";
-    let mut rest = text;
-    let mut total = Duration::ZERO;
-    if text.is_empty() {
-        return Err(EXAMPLE.to_owned());
-    }
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or(EXAMPLE)?;
-        let number: u64 = rest[..digits].parse().map_err(|_| EXAMPLE)?;
-        let after = &rest[digits..];
-        let unit_end = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
-        let millis = match &after[..unit_end] {
-            "ms" => 1,
-            "s" => 1_000,
-            "m" | "min" => 60_000,
-            "h" => 3_600_000,
-            "d" => 86_400_000,
-            _ => return Err(EXAMPLE.to_owned()),
-        };
-        let part = number.checked_mul(millis).map(Duration::from_millis).ok_or("it is too long")?;
-        total = total.checked_add(part).ok_or("it is too long")?;
-        rest = &after[unit_end..];
-    }
-    Ok(total)
+    dormouse_core::config::parse_duration(text)
+        .ok_or_else(|| "it must be a time such as 500ms, 90s, 15m, 1h30m or 7d".to_owned())
 }
 
 #[cfg(test)]
@@ -428,6 +392,7 @@ mod tests {
             "run ./fixity --workflow w --input {} --id a --data-dir /tmp/d",
             "up --data-dir d --database postgres://h/d --core 127.0.0.1:0 --environment 127.0.0.1:0",
             "doctor",
+            "config show --config f --slots 4 -o json",
             "migrate",
             "image push ./b --name n --version 1",
             "image list",
@@ -465,16 +430,6 @@ mod tests {
             "list --limit 0",
         ] {
             assert_eq!(parse(line).expect_err(line).exit_code(), 2, "{line}");
-        }
-    }
-
-    #[test]
-    fn durations() {
-        assert_eq!(parse_duration("1h30m"), Ok(Duration::from_mins(90)));
-        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(parse_duration("7d"), Ok(Duration::from_hours(168)));
-        for text in ["", "5", "h", "-1s", "1y", "99999999999999999999s", "18446744073709551615d"] {
-            assert!(parse_duration(text).is_err(), "{text}");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{error::Error as StdError, fmt, process::ExitCode};
 
-use dormouse_core::{server, store};
+use dormouse_core::{config, server, store};
 use dormouse_environment::{node::DirectoryError, service};
 use dormouse_management_sdk::{Code, Error as ClientError, Instance, Status};
 use dormouse_proto::{code::Coded, identity::IdentityError};
@@ -73,7 +73,7 @@ impl Exit {
 
     /// Of an error: by the client's own error or a [`Usage`] in its chain.
     pub(crate) fn of_error(error: &anyhow::Error) -> Self {
-        if error.is::<Usage>() {
+        if error.is::<Usage>() || error.is::<config::Error>() {
             return Self::Usage;
         }
         if let Some(code) = error.chain().find_map(service_code) {

@@ -4,35 +4,18 @@
 //! environment, which adopts what still runs and only then launches. The end is the other way
 //! round, so that a process can store its last words while it is being ended.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::Context as _;
-use dormouse_core::{
-    server::{self, Server},
-    store::{self, Database, Store},
-};
+use dormouse_core::{config::Settings, server::Server, store::Store};
 use dormouse_environment::{
+    config::options,
     environment::Handle,
     node::{DataDirectory, DirectoryError},
-    service::{self, Core, Service},
+    service::{Core, Service},
 };
 use dormouse_proto::identity::Authority;
 use tokio_util::sync::CancellationToken;
-
-/// What the services are told.
-#[derive(Clone, Debug)]
-pub(crate) struct Options {
-    /// Where everything is kept.
-    pub(crate) data_dir: PathBuf,
-    /// Where core listens; port 0: that of the last run, or any.
-    pub(crate) core: SocketAddr,
-    /// Where the environment listens; port 0: that of the last run, or any.
-    pub(crate) environment: SocketAddr,
-    /// A URL; none: SQLite in the data directory.
-    pub(crate) database: Option<String>,
-    /// Processes at the same time; none: by cores and memory.
-    pub(crate) slots: Option<u32>,
-}
 
 /// Services that are bound, have adopted what still ran, and are ready to run.
 pub(crate) struct Local {
@@ -43,8 +26,8 @@ pub(crate) struct Local {
 
 impl Local {
     /// Opens everything. `None`: other services hold the data directory.
-    pub(crate) async fn open(options: Options) -> anyhow::Result<Option<Self>> {
-        let data_dir = options.data_dir.clone();
+    pub(crate) async fn open(settings: Settings) -> anyhow::Result<Option<Self>> {
+        let data_dir = settings.data_dir()?;
         let locked = tokio::task::spawn_blocking(move || DataDirectory::lock(&data_dir)).await?;
         let directory = match locked {
             Ok(directory) => directory,
@@ -54,17 +37,11 @@ impl Local {
         let pki = directory.path().join("pki");
         let authority = tokio::task::spawn_blocking(move || Authority::open_or_create(&pki)).await??;
         let authority = Arc::new(authority);
-        let database = database(options.database.as_deref(), directory.path())?;
-        let store = Store::open(store::Options::new(database)).await?;
-        let core_options =
-            server::Options::new(options.core, directory.path().join("core.address"), Arc::clone(&authority));
+        let store = Store::open(settings.store_options(directory.path())).await?;
+        let core_options = settings.server_options(directory.path(), Arc::clone(&authority));
         let core = Server::bind(core_options, store.clone())?;
-        let service_options = service::Options {
-            listen: options.environment,
-            core: Core::At(vec![core.handle().address().to_string()]),
-            slots: options.slots.and_then(|slots| usize::try_from(slots).ok()),
-            environment: std::env::vars_os().collect(),
-        };
+        let beside = Core::At(vec![core.handle().address().to_string()]);
+        let service_options = options(&settings, beside, std::env::vars_os().collect());
         let service = Service::open(directory, store.clone(), authority, service_options).await?;
         Ok(Some(Self { core, service, store }))
     }
@@ -109,13 +86,5 @@ impl Local {
         store.close().await;
         core.context("core cannot go on")?;
         environment.context("the environment cannot go on")
-    }
-}
-
-/// The database that was named, or the one in the data directory.
-pub(crate) fn database(url: Option<&str>, data_dir: &std::path::Path) -> anyhow::Result<Database> {
-    match url.filter(|url| !url.is_empty()) {
-        Some(url) => Ok(Database::parse(url)?),
-        None => Ok(Database::Sqlite(data_dir.join("dormouse.db"))),
     }
 }

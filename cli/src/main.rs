@@ -2,7 +2,7 @@
 //!
 //! - `args`: the command line. `exit`: exit codes. `output`: how results look.
 //! - `commands`: one file per noun; each is a client of the management protocol.
-//! - `config`: the file of `up`, beneath flags and variables.
+//! - `config`: the settings of the services that run in this process.
 //! - `local`: both services in this process, for `run` and `up`.
 //!
 //! It never sees the store while services run: whatever it shows, it was told by them.
@@ -14,13 +14,17 @@ mod exit;
 mod local;
 mod output;
 
-use std::{io::IsTerminal as _, process::ExitCode};
+use std::process::ExitCode;
 
 use anstyle::{AnsiColor, Color as Ansi, Style};
 use clap::Parser;
+use dormouse_core::{
+    config::{LogFilter, LogFormat, Value as _},
+    logging::Logging,
+};
 
 use crate::{
-    args::{Cli, Color, Command},
+    args::{Cli, Color, Command, Global},
     exit::{Exit, sentence},
     output::{ReaderGone, say},
 };
@@ -37,7 +41,10 @@ fn main() -> ExitCode {
         Color::Always => anstream::ColorChoice::Always.write_global(),
         Color::Never => anstream::ColorChoice::Never.write_global(),
     }
-    log_to_stderr(cli.global.verbose, matches!(cli.command, Command::Up(_)));
+    // Services start their logs as their configuration says.
+    if !matches!(cli.command, Command::Run(_) | Command::Up(_)) {
+        log_to_stderr(&cli.global);
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -70,23 +77,16 @@ async fn run(cli: Cli) -> Exit {
     }
 }
 
-/// `RUST_LOG` decides if it is set; otherwise warnings, and more with each `-v`. Whoever starts
-/// services wants to see what they do.
-fn log_to_stderr(verbose: u8, services: bool) {
-    use tracing_subscriber::{EnvFilter, fmt};
-
-    let default = match verbose.saturating_add(u8::from(services)) {
-        0 => "warn,dormouse=warn",
-        1 => "info",
-        2 => {
-            "info,dormouse=debug,dormouse_core=debug,dormouse_environment=debug,dormouse_management_sdk=debug"
-        }
-        _ => "debug",
+/// The logs of a client: warnings, more with each `-v`, or what RUST_LOG says.
+fn log_to_stderr(global: &Global) {
+    let variable = std::env::vars_os().find(|(name, value)| name == "RUST_LOG" && !value.is_empty());
+    let variable = variable.map(|(_, value)| value.to_string_lossy().into_owned());
+    let filter = config::filter_of(global.verbose).or(variable.as_deref()).unwrap_or("warn");
+    let started = match LogFilter::parse(filter) {
+        Some(filter) => Logging::start(&filter, LogFormat::Text, config::colour(global)).map(drop),
+        None => return say("RUST_LOG is no filter such as info,dormouse=debug; nothing is logged"),
     };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
+    if let Err(error) = started {
+        say(&error.to_string());
+    }
 }

@@ -4,12 +4,17 @@
 //! - [`domain`]: pure types and transitions. No clock, no IO, no randomness.
 //! - [`store`]: all SQL, over SQLite and PostgreSQL; decides nothing itself.
 //! - [`server`]: the instance protocol on port 8001.
+//! - [`config`]: what the services may be told, in layers. [`logging`]: what they tell.
+//!   [`reload`]: changing both while they run.
 //! - [`fault`]: points at which a test makes a service kill itself.
 //!
 //! This crate never sees a process: launching and supervising is `dormouse-environment`.
 
+pub mod config;
 pub mod domain;
 pub mod fault;
 pub mod limits;
+pub mod logging;
+pub mod reload;
 pub mod server;
 pub mod store;

@@ -11,10 +11,12 @@
 //! - [`management`]: the server that controllers talk to.
 //! - [`service`]: the environment and its management server in one piece.
 //! - [`environment`]: all of these, wired.
+//! - [`config`]: what the settings mean here.
 //!
 //! This crate never sees a connection of an instance: that is `dormouse-core`'s server.
 
 pub mod attempts;
+pub mod config;
 pub mod environment;
 mod house;
 pub mod images;

@@ -21,9 +21,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
+    attempts::Retention,
     environment::{self, Environment, Handle},
     management::{self, Parts, Server, ThisNode},
     node::{DataDirectory, default_slots},
+    scheduler, supervisor,
 };
 
 /// What an environment is told at its start.
@@ -37,6 +39,44 @@ pub struct Options {
     pub slots: Option<usize>,
     /// This process's own environment: some of it is handed on to processes.
     pub environment: BTreeMap<OsString, OsString>,
+    /// How long the node's lease lasts unrenewed, on PostgreSQL.
+    pub lease: Duration,
+    /// From a claim to its registration.
+    pub launch_deadline: Duration,
+    /// Idle time before an instance suspends.
+    pub idle_before_suspend: Duration,
+    /// Bytes of the largest image.
+    pub image_bytes: u64,
+    /// Bytes kept of one stream of one attempt.
+    pub stream_bytes: u64,
+    /// How much of what ended attempts wrote is kept.
+    pub retention: Retention,
+    /// Controllers at a time.
+    pub connections: usize,
+}
+
+impl Options {
+    fn management(&self, address_file: PathBuf, authority: Arc<Authority>) -> management::Options {
+        management::Options {
+            connections: self.connections,
+            ..management::Options::new(self.listen, address_file, authority)
+        }
+    }
+
+    fn node(self, address: String, cores: Vec<String>, authority_pem: String) -> environment::Options {
+        let base = environment::Options::new(address, cores, authority_pem);
+        environment::Options {
+            environment: self.environment,
+            slots: self.slots.unwrap_or_else(default_slots),
+            lease: self.lease,
+            idle_before_suspend: Some(self.idle_before_suspend),
+            image_bytes: self.image_bytes,
+            retention: self.retention,
+            scheduler: scheduler::Options { launch_deadline: self.launch_deadline, ..base.scheduler },
+            supervisor: supervisor::Options { stream_bytes: self.stream_bytes, ..base.supervisor },
+            ..base
+        }
+    }
 }
 
 /// Where processes find core.
@@ -121,14 +161,11 @@ impl Service {
     ) -> Result<Self, Error> {
         let address_file = directory.path().join("environment.address");
         let authority_pem = authority.certificate_pem().to_owned();
-        let server = Server::bind(management::Options::new(options.listen, address_file, authority))?;
+        let server = Server::bind(options.management(address_file, authority))?;
         let cores = first_addresses(&options.core).await;
         let known_cores = Arc::new(Mutex::new(cores.clone()));
-        let node_options = environment::Options {
-            environment: options.environment,
-            slots: options.slots.unwrap_or_else(default_slots),
-            ..environment::Options::new(server.address().to_string(), cores, authority_pem)
-        };
+        let core = options.core.clone();
+        let node_options = options.node(server.address().to_string(), cores, authority_pem);
         let node = Environment::open(directory, store.clone(), node_options).await?;
         let handle = node.handle();
         let parts = Parts {
@@ -137,7 +174,7 @@ impl Service {
             attempts: handle.attempts.clone(),
             this_node: describe(handle.clone(), Arc::clone(&known_cores)),
         };
-        Ok(Self { node, server, parts, handle, core: options.core, known_cores })
+        Ok(Self { node, server, parts, handle, core, known_cores })
     }
 
     /// Where the management server listens.

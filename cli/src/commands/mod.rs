@@ -12,6 +12,7 @@ use crate::{
     output::Screen,
 };
 
+mod config;
 mod demo;
 mod doctor;
 mod health;
@@ -28,8 +29,8 @@ mod wait;
 /// Runs one command.
 pub(crate) async fn execute(cli: Cli) -> anyhow::Result<Exit> {
     let screen = Screen { format: cli.global.output };
-    let mut ctx = Ctx { screen, global: cli.global, client: OnceCell::new() };
-    let outcome = perform(&mut ctx, cli.command).await;
+    let ctx = Ctx { screen, global: cli.global, client: OnceCell::new() };
+    let outcome = perform(&ctx, cli.command).await;
     if let Some(client) = ctx.client.get() {
         // Otherwise the services would find out only by a time-out.
         client.close().await;
@@ -37,7 +38,7 @@ pub(crate) async fn execute(cli: Cli) -> anyhow::Result<Exit> {
     outcome
 }
 
-async fn perform(ctx: &mut Ctx, command: Command) -> anyhow::Result<Exit> {
+async fn perform(ctx: &Ctx, command: Command) -> anyhow::Result<Exit> {
     match command {
         Command::Up(args) => services::up(ctx, args).await,
         Command::Run(args) => run::run(ctx, args).await,
@@ -61,6 +62,7 @@ async fn perform(ctx: &mut Ctx, command: Command) -> anyhow::Result<Exit> {
         Command::Delete(args) => steer::delete(ctx, &args.id).await,
         Command::Node(crate::args::Node::List) => health::nodes(ctx).await,
         Command::Health => health::health(ctx).await,
+        Command::Config(args) => config::config(ctx, args),
         Command::Demo(args) => demo::demo(args).await,
     }
 }

@@ -21,11 +21,12 @@ use super::{
     image::upload,
     logs::{Both, pass_on},
     null, payload,
-    services::{ANY, Interrupts, options},
+    services::Interrupts,
     wait::{Bar, print_ending},
 };
 use crate::{
     args::{Format, Run},
+    config::{begin, sources},
     exit::{Exit, Usage},
     local::Local,
     output::{say, short_digest},
@@ -81,14 +82,15 @@ struct Ours {
 
 impl Host {
     async fn find(ctx: &Ctx, args: &Run) -> anyhow::Result<Self> {
+        let (settings, _) = begin(&ctx.global, &sources(&ctx.global, args.flags.clone())?)?;
         if ctx.global.server.is_some() {
             return Ok(Self { client: ctx.client().await?, ours: None });
         }
-        let data_dir = ctx.global.directory()?;
-        let opened = Local::open(options(&args.services, data_dir.clone(), ANY, ANY)).await?;
-        let Some(local) = opened else {
+        let data_dir = settings.data_dir()?;
+        let Some(local) = Local::open(settings).await? else {
             say(&format!("services run in {} already: using them", data_dir.display()));
-            return Ok(Self { client: ctx.client().await?, ours: None });
+            let client = Client::connect_with(Target::data_dir(data_dir), client_options()).await?;
+            return Ok(Self { client, ours: None });
         };
         let handle = local.handle();
         let mut tasks = JoinSet::new();
@@ -270,8 +272,8 @@ impl Work<'_> {
         if let Some(data_dir) = &self.ctx.global.data_dir {
             words.extend(["--data-dir".to_owned(), data_dir.display().to_string()]);
         }
-        if let Some(database) = &self.args.services.database {
-            words.extend(["--database".to_owned(), database.clone()]);
+        if let Some(database) = self.args.flags.text_of("database") {
+            words.extend(["--database".to_owned(), database.to_owned()]);
         }
         words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
     }

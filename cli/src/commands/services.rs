@@ -1,9 +1,11 @@
 //! `up` and `migrate`: the services in this process.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-
 use anyhow::{Context as _, bail};
-use dormouse_core::store::{self, Store};
+use dormouse_core::{
+    config::{LogFormat, Settings},
+    reload::Reload,
+    store::{Database, Store},
+};
 use dormouse_environment::node::DataDirectory;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -13,21 +15,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::Ctx;
 use crate::{
-    args::{Format, Migrate, Services, Up},
-    config::layered,
+    args::{Format, Migrate, Up},
+    config::{begin, sources},
     exit::Exit,
-    local::{Local, Options, database},
+    local::Local,
     output::{print, print_json, say},
 };
-
-const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-
-/// Where `up` listens if nothing else was said.
-pub(crate) const CORE: SocketAddr = SocketAddr::new(LOCALHOST, 8001);
-/// Where `up` listens for controllers if nothing else was said.
-pub(crate) const ENVIRONMENT: SocketAddr = SocketAddr::new(LOCALHOST, 8002);
-/// Whatever port is free; the one of the last run if it is.
-pub(crate) const ANY: SocketAddr = SocketAddr::new(LOCALHOST, 0);
 
 /// The first and the second request to end.
 pub(crate) struct Interrupts {
@@ -51,27 +44,22 @@ impl Interrupts {
     }
 }
 
-pub(crate) async fn up(ctx: &mut Ctx, args: Up) -> anyhow::Result<Exit> {
+pub(crate) async fn up(ctx: &Ctx, args: Up) -> anyhow::Result<Exit> {
     let mut interrupts = Interrupts::catch()?;
-    let services = layered(&mut ctx.global, args)?;
-    let data_dir = ctx.global.directory()?;
-    let options = options(&services, data_dir.clone(), CORE, ENVIRONMENT);
+    let sources = sources(&ctx.global, args.flags)?;
+    let (settings, logging) = begin(&ctx.global, &sources)?;
+    let reload = Reload::catch(sources, settings.clone(), logging).context("signals cannot be caught")?;
     let opened = tokio::select! {
-        opened = Local::open(options) => opened?,
+        opened = Local::open(settings.clone()) => opened?,
         exit = interrupts.next() => return Ok(exit),
     };
-    let Some(local) = opened else {
-        // Says who holds it.
-        let held = tokio::task::spawn_blocking(move || DataDirectory::lock(&data_dir)).await?;
-        return match held {
-            Err(held) => Err(held.into()),
-            Ok(_) => bail!("other services held the data directory and ended this moment; try again"),
-        };
-    };
-    print_ready(ctx, &local)?;
+    let Some(local) = opened else { return held(&settings).await };
+    print_ready(ctx, &settings, &local)?;
     let shutdown = CancellationToken::new();
     let mut services = JoinSet::new();
     services.spawn(local.run(shutdown.clone()));
+    let reloading = reload.run(async || {});
+    tokio::pin!(reloading);
     let mut asked = None;
     loop {
         tokio::select! {
@@ -84,31 +72,37 @@ pub(crate) async fn up(ctx: &mut Ctx, args: Up) -> anyhow::Result<Exit> {
                     // Dropped as they are: everything acknowledged is on disk.
                     return Ok(Exit::Interrupted);
                 }
-                say("stopping; workflows go on and are adopted at the next start (again: at once)");
+                hint(&settings, "stopping; workflows go on and are adopted at the next start (again: at once)");
                 asked = Some(exit);
+                shutdown.cancel();
+            }
+            _ = &mut reloading, if asked.is_none() => {
+                asked = Some(Exit::Done);
                 shutdown.cancel();
             }
         }
     }
 }
 
-pub(crate) fn options(
-    services: &Services,
-    data_dir: std::path::PathBuf,
-    core: SocketAddr,
-    environment: SocketAddr,
-) -> Options {
-    Options {
-        data_dir,
-        core: services.core.unwrap_or(core),
-        environment: services.environment.unwrap_or(environment),
-        database: services.database.clone(),
-        slots: services.slots,
+/// Says who holds the data directory.
+async fn held(settings: &Settings) -> anyhow::Result<Exit> {
+    let data_dir = settings.data_dir()?;
+    match tokio::task::spawn_blocking(move || DataDirectory::lock(&data_dir)).await? {
+        Err(held) => Err(held.into()),
+        Ok(_) => bail!("other services held the data directory and ended this moment; try again"),
     }
 }
 
-fn print_ready(ctx: &Ctx, local: &Local) -> anyhow::Result<()> {
-    let data_dir = ctx.global.directory()?;
+/// Says something to people; where programs read stderr, as one of the lines that they expect.
+fn hint(settings: &Settings, text: &str) {
+    match settings.values.log_format {
+        LogFormat::Text => say(text),
+        LogFormat::Json => tracing::info!("{text}"),
+    }
+}
+
+fn print_ready(ctx: &Ctx, settings: &Settings, local: &Local) -> anyhow::Result<()> {
+    let data_dir = settings.data_dir()?;
     let (core, environment) = (local.core_address().to_string(), local.environment_address().to_string());
     match ctx.screen.format {
         Format::Json => print_json(&serde_json::json!({
@@ -126,22 +120,26 @@ fn print_ready(ctx: &Ctx, local: &Local) -> anyhow::Result<()> {
                 local.database(),
                 data_dir.display()
             ))?;
-            say("Ctrl-C stops it; workflows go on and are adopted at the next start");
+            hint(settings, "Ctrl-C stops it; workflows go on and are adopted at the next start");
             Ok(())
         }
     }
 }
 
 pub(crate) async fn migrate(ctx: &Ctx, args: Migrate) -> anyhow::Result<Exit> {
-    let data_dir = ctx.global.directory()?;
-    let database = database(args.database.as_deref(), &data_dir)?;
-    if args.database.is_none() && !data_dir.is_dir() {
+    let settings = sources(&ctx.global, args.flags)?.load()?;
+    let data_dir = settings.data_dir()?;
+    let options = settings.store_options(&data_dir);
+    if let Database::Sqlite(path) = &options.database
+        && path.starts_with(&data_dir)
+        && !data_dir.is_dir()
+    {
         bail!(
             "{} does not exist; `dormouse up` makes it, or name another one with --data-dir",
             data_dir.display()
         );
     }
-    let store = Store::open(store::Options::new(database)).await?;
+    let store = Store::open(options).await?;
     let kind = store.kind().as_str();
     store.close().await;
     match ctx.screen.format {

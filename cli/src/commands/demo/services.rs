@@ -2,6 +2,7 @@
 //! nothing of it is left when the demo is over.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File},
     path::{Path, PathBuf},
     process::Stdio,
@@ -132,7 +133,8 @@ fn spawn(data_dir: &Path) -> anyhow::Result<Child> {
         .arg(data_dir)
         // Other services may have the usual ports; these are found by the data directory.
         .args(["--core", "127.0.0.1:0", "--environment", "127.0.0.1:0"])
-        .env_remove("DORMOUSE_SERVER")
+        .env_clear()
+        .envs(std::env::vars_os().filter(|(name, _)| !is_ours(name)))
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)
@@ -141,6 +143,11 @@ fn spawn(data_dir: &Path) -> anyhow::Result<Child> {
         .kill_on_drop(true)
         .spawn()
         .context("`dormouse up` cannot be started")
+}
+
+/// The demo shows Dormouse as it comes, whatever the services of this machine are told.
+fn is_ours(variable: &OsStr) -> bool {
+    variable.as_encoded_bytes().starts_with(b"DORMOUSE_")
 }
 
 fn log_file(data_dir: &Path) -> PathBuf {
