@@ -47,6 +47,8 @@ mod tests {
         assert_eq!(options.image_bytes, node.image_bytes);
         assert_eq!(options.stream_bytes, supervisor::Options::default().stream_bytes);
         assert_eq!(options.launch_deadline, scheduler::Options::default().launch_deadline);
+        assert_eq!(options.connections, crate::limits::PLACES.connections);
+        assert_eq!(options.connections.div_ceil(2), crate::limits::CONNECTIONS_OF_TENANT);
         let Retention { instance_bytes, node_bytes } = node.retention;
         assert_eq!(
             (options.retention.instance_bytes, options.retention.node_bytes),

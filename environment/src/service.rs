@@ -15,6 +15,7 @@ use std::{
 use dormouse_core::store::Store;
 use dormouse_proto::{
     code::{Code, Coded},
+    door::Places,
     identity::Authority,
 };
 use tokio_util::sync::CancellationToken;
@@ -57,10 +58,11 @@ pub struct Options {
 
 impl Options {
     fn management(&self, address_file: PathBuf, authority: Arc<Authority>) -> management::Options {
-        management::Options {
-            connections: self.connections,
-            ..management::Options::new(self.listen, address_file, authority)
-        }
+        let base = management::Options::new(self.listen, address_file, authority);
+        // No machine and no tenant takes every place.
+        let half = self.connections.div_ceil(2);
+        let places = Places { connections: self.connections, of_one_address: half, ..base.places };
+        management::Options { places, connections_of_tenant: half, ..base }
     }
 
     fn node(self, address: String, cores: Vec<String>, authority_pem: String) -> environment::Options {

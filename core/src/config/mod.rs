@@ -29,7 +29,7 @@ pub use keys::{KEYS, Key, Of, Takes, Values, must_of};
 pub use layers::{Given, Origin};
 pub use value::{Bytes, DatabaseUrl, HostPort, LogFilter, LogFormat, Name, Shape, Value, parse_duration};
 
-use dormouse_proto::identity::Authority;
+use dormouse_proto::{door::Places, identity::Authority};
 
 use crate::{
     limits::Limits,
@@ -156,10 +156,11 @@ impl Settings {
     /// How the instance server runs.
     pub fn server_options(&self, data_dir: &Path, authority: Arc<Authority>) -> server::Options {
         let listen = self.values.core_listen;
-        server::Options {
-            connections: usize::try_from(self.values.core_connections).unwrap_or(usize::MAX),
-            ..server::Options::new(listen, data_dir.join("core.address"), authority)
-        }
+        let base = server::Options::new(listen, data_dir.join("core.address"), authority);
+        let connections = usize::try_from(self.values.core_connections).unwrap_or(usize::MAX);
+        // All processes of a machine may have one address.
+        let places = Places { connections, of_one_address: connections, ..base.places };
+        server::Options { places, ..base }
     }
 
     /// How the store is opened.
