@@ -32,6 +32,9 @@ pub const CORE_NAME: &str = "core.dormouse";
 /// The name in the certificate of every environment.
 pub const ENVIRONMENT_NAME: &str = "environment.dormouse";
 
+/// The name in the certificate of a client that may do everything.
+pub const ADMINISTRATOR_NAME: &str = "administrator.dormouse";
+
 /// The environment variable that, set to `off`, turns UDP segmentation offload off: some kernels and network
 /// cards lose what is sent with it.
 pub const SEGMENTATION_OFFLOAD_VARIABLE: &str = "DORMOUSE_QUIC_SEGMENTATION_OFFLOAD";
@@ -323,8 +326,11 @@ fn is_tls(error: &ConnectionError) -> bool {
     (0x100..0x200).contains(&code)
 }
 
-/// An endpoint that accepts connections at `address`, as `identity`. With `clients`, the PEM of an authority,
-/// a client must show a certificate of it that is meant for clients. Must be called inside a tokio runtime.
+/// An endpoint that accepts connections at `address`, as `identity`. Must be called inside a tokio runtime.
+///
+/// With `clients`, the PEM of an authority, a client may show a certificate of it that is meant for clients;
+/// [`Peer::of`](crate::peer::Peer::of) tells who did. One that shows another certificate, or an expired one, is
+/// not let in.
 #[cfg(feature = "server")]
 pub fn server_endpoint<P: Protocol>(
     address: SocketAddr,
@@ -416,6 +422,9 @@ pub enum ServerError {
 }
 
 /// What a server speaks and how; for `Endpoint::set_server_config` when a certificate was renewed.
+///
+/// With `clients` the authority's certificate is also sent, after the server's own: a client that was told no
+/// more than its fingerprint finds it there.
 #[cfg(feature = "server")]
 pub fn server_config<P: Protocol>(
     identity: &Identity,
@@ -428,15 +437,19 @@ pub fn server_config<P: Protocol>(
     let builder = rustls::ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(TlsError::Unusable)?;
+    let mut chain = identity.chain()?;
     let builder = match clients {
         Some(authority_pem) => {
+            chain.extend(certificates(AUTHORITY, authority_pem)?);
             let roots = Arc::new(roots(authority_pem)?);
-            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider()).build();
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider())
+                .allow_unauthenticated() // a token in the hello may stand in
+                .build();
             builder.with_client_cert_verifier(verifier.map_err(TlsError::Clients)?)
         }
         None => builder.with_no_client_auth(),
     };
-    let mut tls = builder.with_single_cert(identity.chain()?, identity.key()?).map_err(TlsError::Unusable)?;
+    let mut tls = builder.with_single_cert(chain, identity.key()?).map_err(TlsError::Unusable)?;
     tls.alpn_protocols = vec![P::ALPN.to_vec()];
     // Nobody resumes (see `client_config`): tickets would be made and stored for nothing.
     tls.send_tls13_tickets = 0;
@@ -476,9 +489,12 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
+/// What is named when the authority's PEM is not usable.
+const AUTHORITY: &str = "authority's certificate";
+
 fn roots(authority_pem: &str) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates("authority's certificate", authority_pem)? {
+    for certificate in certificates(AUTHORITY, authority_pem)? {
         roots.add(certificate).map_err(TlsError::Unusable)?;
     }
     Ok(roots)

@@ -23,7 +23,7 @@ use rustls::pki_types::pem::PemObject;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::code::{Code, Coded};
-use crate::endpoint::{CORE_NAME, ENVIRONMENT_NAME, Identity};
+use crate::endpoint::{ADMINISTRATOR_NAME, CORE_NAME, ENVIRONMENT_NAME, Identity};
 
 const DAY: Duration = Duration::from_hours(24);
 
@@ -63,7 +63,7 @@ impl Role {
         match self {
             Self::Core => CORE_NAME,
             Self::Environment => ENVIRONMENT_NAME,
-            Self::Administrator => "administrator.dormouse",
+            Self::Administrator => ADMINISTRATOR_NAME,
         }
     }
 

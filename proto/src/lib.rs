@@ -11,6 +11,7 @@
 //! | [`call`] | requests and answers, many in flight, and pushes, over one connection |
 //! | `door` (feature `server`) | who may come in: places for connections |
 //! | [`endpoint`] | the one place that configures quinn and rustls |
+//! | `peer` (feature `server`) | who a client proved to be by its certificate |
 //! | `identity` (feature `identity`) | the cluster's authority and the certificates it signs |
 //! | [`code`] | the table of error codes |
 //! | [`limits`] | sizes, counts and times of the wire |
@@ -27,6 +28,8 @@ pub mod frame;
 #[cfg(feature = "identity")]
 pub mod identity;
 pub mod limits;
+#[cfg(feature = "server")]
+pub mod peer;
 #[cfg(feature = "server")]
 mod restart;
 mod secret;

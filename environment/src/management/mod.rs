@@ -1,11 +1,12 @@
 //! The management protocol on port 8002: controllers and operators start, look at and steer
 //! instances here.
 //!
-//! Every client proves itself by a certificate of the cluster's authority; that makes it an
-//! administrator of the tenant `default` (tokens for other tenants come later). The tenant comes
+//! Every client proves itself: by an administrator's certificate of the cluster's authority, which
+//! gives every right and the tenant `default`, or by a token in its hello. The tenant comes
 //! from the credential and goes into every call of the store (invariant 8).
 //!
 //! - [`server`]: connections, and the one table from operation to function.
+//! - `credential`: whom a client is taken for.
 //! - `parse`: wire to typed values, once; every limit is checked here, before memory is taken.
 //! - `instances`, `images`, `history`, `logs`, `nodes`: one group of operations each.
 //! - `describe`: what the store says, as messages. [`sentence`]: what an instance waits for.
@@ -14,6 +15,7 @@
 //! It decides nothing about instances: the store does, by the domain's rules. What is refused is
 //! answered with a code and a sentence, and had no effect (invariant 9). The server never pushes.
 
+mod credential;
 mod describe;
 mod history;
 mod images;

@@ -28,6 +28,8 @@ impl Context {
             slots: this.slots,
             slots_in_use: this.in_use,
             core_address: this.core_address,
+            tenant: self.tenant.to_string(),
+            role: self.role.as_str().to_owned(),
             ..wire::HealthReport::default()
         })
     }

@@ -18,7 +18,7 @@ use dormouse_proto::{
     endpoint::{self, ServerError, Transport},
     identity::{Authority, IdentityError, Role},
     limits::CONNECT_TIMEOUT,
-    management::{client_frame::Operation, server_frame::Outcome},
+    management::{ClientFrame, client_frame::Operation, server_frame::Outcome},
 };
 use jiff::tz::TimeZone;
 use tokio::{
@@ -29,7 +29,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use super::{uploads::Uploads, watchers::Watchers};
+use super::{
+    credential::{self, Credential, authenticate},
+    uploads::Uploads,
+    watchers::Watchers,
+};
 use crate::{
     attempts::Attempts,
     images::Images,
@@ -160,6 +164,7 @@ pub(super) struct Shared {
 pub(super) struct Context {
     pub(super) shared: Arc<Shared>,
     pub(super) tenant: Tenant,
+    pub(super) role: credential::Role,
     pub(super) uploads: Arc<Uploads>,
 }
 
@@ -308,16 +313,19 @@ async fn connection(
         Ok(callee) => callee,
         Err(error) => return info!(%remote, %error, "a management client was refused"),
     };
-    let tenant = Tenant::default_tenant();
-    let _member = match admit(&shared, &tenant, &mut callee, &mut place) {
-        Ok(member) => member,
-        Err(reason) => {
-            info!(%remote, reason, "a management client was refused");
-            return callee.replies().finish_and_close(Closing::Refused, &reason).await;
+    let admitted = authenticate(callee.peer(), token(callee.hello())).and_then(|credential| {
+        Ok((admit(&shared, &credential.tenant, &mut callee, &mut place)?, credential))
+    });
+    let (_member, Credential { tenant, role }) = match admitted {
+        Ok(admitted) => admitted,
+        Err(refusal) => {
+            info!(%remote, reason = refusal.message, "a management client was refused");
+            return callee.refuse(refusal).await;
         }
     };
-    debug!(%remote, "a management client connected");
-    let context = Context { uploads: Arc::new(Uploads::new(&shared, tenant.clone())), shared, tenant };
+    debug!(%remote, %tenant, role = role.as_str(), "a management client connected");
+    let uploads = Arc::new(Uploads::new(&shared, tenant.clone()));
+    let context = Context { shared, tenant, role, uploads };
     if let Err(error) = serve(&context, callee, &shutdown).await {
         debug!(%remote, %error, "a management client is gone");
     }
@@ -329,16 +337,26 @@ fn admit(
     tenant: &Tenant,
     callee: &mut Callee<ManagementProtocol>,
     place: &mut Place,
-) -> Result<Member, String> {
+) -> Result<Member, Refusal> {
     let member = shared.tenants.join(tenant).ok_or_else(|| {
-        let (code, max) = (Code::ResourceExhausted, shared.tenants.members());
-        format!("{code}: tenant {tenant} has {max} connections, which is the limit; close some of them")
+        let max = shared.tenants.members();
+        let message =
+            format!("tenant {tenant} has {max} connections, which is the limit; close some of them");
+        Refusal::new(Code::ResourceExhausted, message)
     })?;
     place.known();
     callee.trust();
     callee.within(member.allowance());
     callee.within(shared.all.clone());
     Ok(member)
+}
+
+/// The token in a hello; empty: none.
+fn token(hello: &ClientFrame) -> &str {
+    match &hello.operation {
+        Some(Operation::Hello(hello)) => &hello.token,
+        _ => "",
+    }
 }
 
 async fn serve(

@@ -15,6 +15,7 @@ use super::{CallError, Closing, Frame, Protocol, Refusal};
 use crate::code::Code;
 use crate::frame::{self, FrameReader};
 use crate::limits;
+use crate::peer::Peer;
 
 /// The server's end of a connection: hands out requests, in the order in which they have arrived whole.
 pub struct Callee<P: Protocol> {
@@ -137,6 +138,17 @@ impl<P: Protocol> Callee<P> {
     /// The client's first frame.
     pub fn hello(&self) -> &P::Up {
         &self.hello
+    }
+
+    /// Who the client proved to be in the handshake.
+    pub fn peer(&self) -> Peer {
+        Peer::of(&self.link.connection)
+    }
+
+    /// Refuses the hello: an answer to it, which is also the reason of the closed connection. Waits at most
+    /// [`limits::FAREWELL_TIMEOUT`] until the client has it.
+    pub async fn refuse(self, refusal: Refusal) {
+        self.replies().refuse(self.hello.id(), refusal).await;
     }
 
     /// Waits for the next request; `None`: the client has closed. May be dropped at any moment.

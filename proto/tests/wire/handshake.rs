@@ -2,8 +2,10 @@
 
 use dormouse_proto::call::{CallError, Callee, Caller, InstanceProtocol, ManagementProtocol};
 use dormouse_proto::code::{Code, Coded};
-use dormouse_proto::endpoint::{self, CORE_NAME, ConnectError, ENVIRONMENT_NAME};
+use dormouse_proto::endpoint::{self, CORE_NAME, ConnectError, ENVIRONMENT_NAME, Identity};
 use dormouse_proto::identity::{Authority, Role};
+use dormouse_proto::peer::Peer;
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair};
 
 use crate::pair::{LOOPBACK, Pair, Place, echo, hello, request, soon, told};
 
@@ -95,7 +97,7 @@ async fn a_server_of_another_authority_or_name_is_not_trusted() {
 }
 
 #[tokio::test]
-async fn only_a_certificate_for_clients_is_one() {
+async fn a_client_is_who_its_certificate_says_or_nobody() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let authority = Authority::open_or_create(folder.path()).expect("an authority");
     let identity = authority.identity(Role::Environment).expect("a certificate");
@@ -108,23 +110,38 @@ async fn only_a_certificate_for_clients_is_one() {
     let stranger = Authority::open_or_create(elsewhere.path()).expect("another authority");
 
     let shown = [
-        (Some(authority.identity(Role::Administrator).expect("a certificate")), true),
-        (Some(authority.identity(Role::Core).expect("a certificate")), false),
-        (Some(stranger.identity(Role::Administrator).expect("a certificate")), false),
-        (None, false),
+        (Some(authority.identity(Role::Administrator).expect("a certificate")), Some(Peer::Administrator)),
+        (Some(authority.identity(Role::Core).expect("a certificate")), None),
+        (Some(authority.identity(Role::Environment).expect("a certificate")), None),
+        (Some(stranger.identity(Role::Administrator).expect("a certificate")), None),
+        (Some(client_certificate(folder.path(), "somebody.dormouse")), Some(Peer::Other)),
+        (Some(client_certificate(folder.path(), "*.dormouse")), Some(Peer::Other)),
+        (None, Some(Peer::Anonymous)),
     ];
-    for (identity, welcome) in shown {
+    for (identity, expected) in shown {
         let config =
             endpoint::client_config::<ManagementProtocol>(pem, identity.as_ref()).expect("a configuration");
         let accept = async { server.accept().await.expect("a client").await };
         let connect = endpoint::connect(&client, config, &address, ENVIRONMENT_NAME);
         let (connected, accepted) = soon("the handshake", async { tokio::join!(connect, accept) }).await;
-        assert_eq!(accepted.is_ok(), welcome);
+        assert_eq!(accepted.as_ref().ok().map(Peer::of), expected);
         // The client is done before the server has seen its certificate: it hears of the refusal after.
-        if let (Ok(connection), false) = (connected, welcome) {
+        if let (Ok(connection), None) = (connected, expected) {
             soon("the refusal", connection.closed()).await;
         }
     }
+}
+
+/// A certificate of the folder's authority, for clients, with this name.
+fn client_certificate(folder: &std::path::Path, name: &str) -> Identity {
+    let read = |name: &str| std::fs::read_to_string(folder.join(name)).expect("a file");
+    let authority_key = KeyPair::from_pem(&read("authority.key")).expect("a key");
+    let issuer = Issuer::from_ca_cert_pem(&read("authority.pem"), authority_key).expect("an authority");
+    let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    let key = KeyPair::generate().expect("a key");
+    let certificate_pem = params.signed_by(&key, &issuer).expect("a certificate").pem();
+    Identity { certificate_pem, key_pem: key.serialize_pem() }
 }
 
 #[tokio::test]
