@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, ffi::OsString, io, time::Duration};
 
 use dormouse_core::{
     domain::id::NodeId,
-    fault,
+    fault, logging,
     store::{self, AttemptRef, Kind, NewNode, NodeLease, NodeReport, Store},
 };
 use dormouse_proto::code::{Code, Coded, Retry};
@@ -20,7 +20,7 @@ use tokio::{
     time::sleep,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{Instrument as _, info, warn};
 
 use crate::{
     attempts::{AttemptId, Attempts, Retention},
@@ -201,15 +201,19 @@ impl Environment {
         let (scheduler, _) =
             WakeScheduler::new(options.scheduler, store.clone(), lease.clone(), handle.slots.clone(), starts);
         let mut tasks: JoinSet<Result<Part, Error>> = JoinSet::new();
-        tasks.spawn(async move {
-            supervisor.run(adopted, ends).await.map(|()| Part::Supervisor).map_err(Into::into)
-        });
+        tasks.spawn(
+            async move { supervisor.run(adopted, ends).await.map(|()| Part::Supervisor).map_err(Into::into) }
+                .in_current_span(),
+        );
         let stop = stop_claims.clone();
-        tasks.spawn(async move { scheduler.run(stop).await.map(|()| Part::Scheduler).map_err(Into::into) });
-        tasks.spawn(keep_lease(store.clone(), lease.clone(), handle.clone(), options.lease, leave.clone()));
+        let scheduling =
+            async move { scheduler.run(stop).await.map(|()| Part::Scheduler).map_err(Into::into) };
+        tasks.spawn(scheduling.in_current_span());
+        let keeping = keep_lease(store.clone(), lease.clone(), handle.clone(), options.lease, leave.clone());
+        tasks.spawn(keeping.in_current_span());
         let house = House::new(store.clone(), handle.images.clone(), handle.attempts.clone());
         let stop = leave.clone();
-        tasks.spawn(async move { house.run(stop).await.map(|()| Part::House) });
+        tasks.spawn(async move { house.run(stop).await.map(|()| Part::House) }.in_current_span());
 
         let mut result = Ok(());
         let mut ended = async |tasks: &mut JoinSet<_>| match tasks.join_next().await {
@@ -311,7 +315,8 @@ async fn settle(attempts: &Attempts, store: &Store, lease: &NodeLease) -> Result
 
 async fn put_away(attempts: &Attempts, ended: Vec<AttemptId>) {
     for id in ended {
-        supervisor::put_away(attempts.clone(), id).await;
+        let span = logging::attempt(&id.tenant, &id.instance, id.attempt.0);
+        supervisor::put_away(attempts.clone(), id).instrument(span).await;
     }
 }
 

@@ -12,14 +12,14 @@ use std::{
     time::Duration,
 };
 
-use dormouse_core::store::Store;
+use dormouse_core::{logging, store::Store};
 use dormouse_proto::{
     code::{Code, Coded},
     door::Places,
     identity::Authority,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{Instrument as _, info, warn};
 
 use crate::{
     attempts::Retention,
@@ -168,7 +168,8 @@ impl Service {
         let known_cores = Arc::new(Mutex::new(cores.clone()));
         let core = options.core.clone();
         let node_options = options.node(server.address().to_string(), cores, authority_pem);
-        let node = Environment::open(directory, store.clone(), node_options).await?;
+        let span = logging::node(directory.node());
+        let node = Environment::open(directory, store.clone(), node_options).instrument(span).await?;
         let handle = node.handle();
         let parts = Parts {
             store,
@@ -194,8 +195,9 @@ impl Service {
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
         let Self { node, server, parts, handle, core, known_cores } = self;
         let node_ended = CancellationToken::new();
+        let span = logging::node(&handle.node);
         let node = async {
-            let result = node.run(shutdown).await;
+            let result = node.run(shutdown).instrument(span).await;
             node_ended.cancel();
             result
         };

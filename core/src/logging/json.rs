@@ -68,27 +68,32 @@ where
     let metadata = event.metadata();
     let mut fields = Fields::default();
     event.record(&mut fields);
-    let mut line = Map::new();
-    line.insert("timestamp".to_owned(), now().into());
-    line.insert("level".to_owned(), metadata.level().as_str().into());
-    line.insert("target".to_owned(), metadata.target().into());
-    line.insert("message".to_owned(), fields.0.remove("message").unwrap_or_default());
-    add(&mut line, fields.0);
     for span in context.event_scope(event).into_iter().flatten() {
-        if let Some(fields) = span.extensions().get::<Fields>() {
-            add(&mut line, fields.0.clone());
+        if let Some(outer) = span.extensions().get::<Fields>() {
+            for (name, value) in &outer.0 {
+                // What is nearer to the event stays.
+                fields.0.entry(name).or_insert_with(|| value.clone());
+            }
         }
     }
-    let mut line = Value::Object(line).to_string();
-    line.push('\n');
-    line
-}
-
-/// What is nearer to the event stays.
-fn add(line: &mut Map<String, Value>, fields: Map<String, Value>) {
-    for (name, value) in fields {
-        line.entry(name).or_insert(value);
+    let message = fields.0.remove("message").unwrap_or_default();
+    let head = [
+        ("timestamp", now().into()),
+        ("level", metadata.level().as_str().into()),
+        ("target", metadata.target().into()),
+        ("message", message),
+    ];
+    let mut line = String::from("{");
+    // An object has each name once.
+    let rest = fields.0.iter().filter(|(name, _)| head.iter().all(|(taken, _)| taken != name));
+    for (name, value) in
+        head.iter().map(|(name, value)| (*name, value)).chain(rest.map(|(n, v)| (n.as_str(), v)))
+    {
+        let comma = if line.len() > 1 { "," } else { "" };
+        line.push_str(&format!("{comma}{}:{value}", Value::from(name)));
     }
+    line.push_str("}\n");
+    line
 }
 
 fn now() -> String {
@@ -186,10 +191,12 @@ mod tests {
     #[test]
     fn a_field_may_be_told_later() {
         let lines = lines(|| {
-            let span = crate::logging::request(&"default", "get");
+            let span = crate::logging::request(&"default");
             span.in_scope(|| tracing::info!("before"));
-            span.record("instance", "a");
-            span.in_scope(|| tracing::info!("after"));
+            span.in_scope(|| {
+                crate::logging::request_of(&"a");
+                tracing::info!("after");
+            });
         });
         assert_eq!((lines[0].get("instance"), &lines[1]["instance"]), (None, &Value::from("a")));
     }

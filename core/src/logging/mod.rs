@@ -119,6 +119,11 @@ pub fn session(tenant: &impl Display, instance: &impl Display, attempt: u32, ses
 }
 
 /// Around one request of a controller.
-pub fn request(tenant: &impl Display, operation: &'static str) -> Span {
-    tracing::error_span!("request", %tenant, operation, instance = tracing::field::Empty)
+pub fn request(tenant: &impl Display) -> Span {
+    tracing::error_span!("request", %tenant, instance = tracing::field::Empty)
+}
+
+/// Says which instance the request is about, once that is known.
+pub fn request_of(instance: &impl Display) {
+    Span::current().record("instance", tracing::field::display(instance));
 }

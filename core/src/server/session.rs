@@ -19,15 +19,16 @@ use prost::Message;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{Instrument as _, Span, debug, error, info, warn};
 
 use super::push::{self, Entered, Seat, Sessions};
 use super::request::{self, Error};
 use super::wire::{FIRST_CURSOR, of_inbox, of_page, of_payload, token};
 use crate::domain::id::Tenant;
-use crate::fault;
+use crate::domain::instance::Writer;
 use crate::limits::{FINISH_WITHIN, REGISTER_WITHIN, REQUESTS_OF_A_STRANGER};
 use crate::store::{Inbox, Registration, Session, Store};
+use crate::{fault, logging};
 
 /// What every connection shares.
 #[derive(Clone, Debug)]
@@ -73,7 +74,10 @@ pub(super) async fn serve(
     };
     match registered {
         Ok(Ok(Some(active))) => match admit(&shared, &active, &mut callee, &mut place) {
-            Ok(_member) => active.run(callee, shutdown).await,
+            Ok(_member) => {
+                let span = span_of(&active.asked.session);
+                active.run(callee, shutdown).instrument(span).await;
+            }
             Err(reason) => callee.replies().finish_and_close(Closing::Refused, &reason).await,
         },
         Ok(Ok(None)) => debug!(%remote, "a connection ended before it registered"),
@@ -165,7 +169,7 @@ async fn welcome(
         // Looks for itself, and pushes all of it.
         replies.push(Outcome::Inbox(of_inbox(&inbox)).into()).await?;
     }
-    info!(instance = %session.id, attempt = %session.writer.attempt, session = session.writer.session.0, "registered");
+    span_of(&session).in_scope(|| info!("registered"));
     let asked = Asked { store: shared.store.clone(), session, seat: Arc::clone(entered.seat()) };
     Ok(Active { asked: Arc::new(asked), entered, replies, inbox, poll: shared.poll })
 }
@@ -201,6 +205,12 @@ fn registered(registration: Registration) -> (wire::ServerFrame, bool) {
     (Outcome::Registered(answer).into(), complete)
 }
 
+/// What every line about a session carries.
+fn span_of(session: &Session) -> Span {
+    let Writer { attempt, session: number } = session.writer;
+    logging::session(&session.tenant, &session.id, attempt.0, number.0)
+}
+
 /// A registered connection.
 struct Active {
     asked: Arc<Asked>,
@@ -230,11 +240,11 @@ impl Active {
                 tokio::select! {
                     call = callee.next() => match call {
                         Ok(Some(call)) => {
-                            requests.spawn(answer(Arc::clone(&asked), call));
+                            requests.spawn(answer(Arc::clone(&asked), call).in_current_span());
                         }
                         Ok(None) => break End::Gone,
                         Err(error) => {
-                            info!(instance = %session.id, %error, "a connection ended");
+                            info!(%error, "a connection ended");
                             break End::Gone;
                         }
                     },
@@ -259,9 +269,9 @@ async fn farewell(
 ) {
     let (closing, reason) = match end {
         // Nobody is there to hear an answer. What the store has taken it carries out all the same.
-        End::Gone => return debug!(instance = %session.id, "the process has gone"),
+        End::Gone => return debug!("the process has gone"),
         End::Fenced => {
-            info!(instance = %session.id, attempt = %session.writer.attempt, session = session.writer.session.0, "fenced");
+            info!("fenced");
             push::push_fenced(session, replies).await;
             (Closing::Fenced, "a newer attempt or session took over, or the instance has ended")
         }
@@ -274,7 +284,7 @@ async fn farewell(
     };
     tokio::select! {
         finished = timeout(FINISH_WITHIN, finish) => if finished.is_err() {
-            warn!(instance = %session.id, "requests were still in flight when the connection was closed");
+            warn!("requests were still in flight when the connection was closed");
         },
         _ = replies.closed() => {}
     }
@@ -301,7 +311,7 @@ async fn answer(asked: Arc<Asked>, call: Call<InstanceProtocol>) {
         Some(operation) => perform(store, session, seat, operation).await,
         None => Err(Error::Unknown),
     };
-    reply(session, seat, answer, outcome).await;
+    reply(seat, answer, outcome).await;
 }
 
 async fn perform(
@@ -321,12 +331,7 @@ async fn perform(
     outcome
 }
 
-async fn reply(
-    session: &Session,
-    seat: &Seat,
-    answer: Answer<InstanceProtocol>,
-    outcome: Result<Outcome, Error>,
-) {
+async fn reply(seat: &Seat, answer: Answer<InstanceProtocol>, outcome: Result<Outcome, Error>) {
     let (frame, fenced) = match outcome {
         Ok(outcome) => (outcome.into(), false),
         Err(error) => {
@@ -336,7 +341,7 @@ async fn reply(
     };
     fault::point("core.before_reply");
     if let Err(error) = answer.reply(frame).await {
-        debug!(instance = %session.id, %error, "an answer was not sent");
+        debug!(%error, "an answer was not sent");
     }
     if fenced && !seat.is_leaving() {
         seat.fence();

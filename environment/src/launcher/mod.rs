@@ -14,6 +14,7 @@ pub(crate) mod sys;
 use std::{io, path::Path, sync::Arc};
 
 use tokio::{sync::Semaphore, task::spawn_blocking};
+use tracing::Span;
 
 pub(crate) use self::spawn::kill_unwatched;
 pub use self::{
@@ -78,8 +79,9 @@ impl Launcher {
     pub async fn launch(&self, launch: Launch) -> Result<Launched, LaunchError> {
         let turn = self.shared.turns.clone().acquire_owned().await.map_err(|_| LaunchError::CutOff)?;
         let shared = Arc::clone(&self.shared);
+        let span = Span::current();
         let done = spawn_blocking(move || {
-            let launched = shared.launch(&launch);
+            let launched = span.in_scope(|| shared.launch(&launch));
             drop(turn);
             launched
         });

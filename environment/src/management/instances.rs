@@ -9,6 +9,7 @@ use dormouse_core::{
         signal::NewSignal,
         time::Micros,
     },
+    logging,
     store::{self, Instance as Row, ListFilter, StartRequest},
 };
 use dormouse_proto::{call::Refusal, code::Code, management as wire};
@@ -155,7 +156,9 @@ impl Context {
     /// The instance that an id, or the unique beginning of one, stands for.
     pub(super) async fn resolve(&self, text: &str) -> Result<InstanceId, Refusal> {
         let prefix = parse::id(text)?;
-        self.store().resolve(&self.tenant, &prefix).await.map_err(|error| refuse(&error))
+        let id = self.store().resolve(&self.tenant, &prefix).await.map_err(|error| refuse(&error))?;
+        logging::request_of(&id);
+        Ok(id)
     }
 
     pub(super) async fn find(&self, id: &InstanceId) -> Result<Row, Refusal> {

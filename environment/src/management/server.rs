@@ -7,7 +7,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use dormouse_core::{domain::id::Tenant, store::Store};
+use dormouse_core::{domain::id::Tenant, logging, store::Store};
 use dormouse_proto::{
     call::{
         Allowance, Call, CallError, Callee, Closing, Groups, InFlight, ManagementProtocol, Member, Refusal,
@@ -27,7 +27,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{Instrument as _, debug, error, info, warn};
 
 use super::{
     credential::{self, Credential, authenticate},
@@ -383,7 +383,10 @@ async fn serve(
             call = callee.next() => call,
         };
         match call {
-            Ok(Some(call)) => drop(requests.spawn(answer(context.clone(), call, shutdown.clone()))),
+            Ok(Some(call)) => {
+                let answering = answer(context.clone(), call, shutdown.clone());
+                requests.spawn(answering.instrument(logging::request(&context.tenant)));
+            }
             Ok(None) => break Ok(Closing::Done),
             Err(error) => break Err(error),
         }

@@ -150,7 +150,7 @@ impl Attend {
         let report = match process.collect().await {
             Ok(exit) => exit.report,
             Err(error) => {
-                error!(%error, attempt = %self.id, "the end of a process cannot be collected");
+                error!(%error, "the end of a process cannot be collected");
                 ExitReport { reason: ExitReason::Unknown, stderr_tail: String::new() }
             }
         };
@@ -162,7 +162,7 @@ impl Attend {
             return Err(LaunchError::TooLate);
         }
         let launched = self.shared.launch_here(launch, deadline).await?;
-        debug!(attempt = %self.id, pid = launched.process.pid, "launched");
+        debug!(pid = launched.process.pid, "launched");
         match Process::watch(launched) {
             Ok(process) => Ok(process),
             Err(source) => {
@@ -177,14 +177,14 @@ impl Attend {
     /// lies in this node gives the claim back: another try later, perhaps on another node.
     async fn not_launched(self, error: &LaunchError) {
         let reason = chain(error);
-        warn!(attempt = %self.id, %reason, "a launch failed");
+        warn!(%reason, "a launch failed");
         drop(self.slot);
         let (store, of) = (&self.shared.store, self.of);
         let retry_in = self.shared.failures.count(self.of.instance, &self.shared.options);
         if error.is_instances_fault() {
-            tell(&self.orders, &self.id, || store.launch_failed(of, reason.clone())).await;
+            tell(&self.orders, || store.launch_failed(of, reason.clone())).await;
         } else {
-            tell(&self.orders, &self.id, || store.give_back(of, retry_in, reason.clone())).await;
+            tell(&self.orders, || store.give_back(of, retry_in, reason.clone())).await;
         }
     }
 
@@ -202,7 +202,7 @@ impl Attend {
                 biased;
                 ended = process.ended() => {
                     if let Err(error) = ended {
-                        error!(%error, attempt = %self.id, "a process cannot be watched");
+                        error!(%error, "a process cannot be watched");
                     }
                     return Some(ladder.ending);
                 }
@@ -238,7 +238,7 @@ impl Attend {
                 if matches!(ladder.step, Step::None | Step::Register(_)) {
                     return;
                 }
-                warn!(attempt = %self.id, "not registered before the launch deadline: killed");
+                warn!("not registered before the launch deadline: killed");
                 ladder.ending = Ending::Late;
                 Ok(())
             }
@@ -253,7 +253,7 @@ impl Attend {
             }
         };
         if let Err(error) = done {
-            error!(%error, attempt = %self.id, "a process cannot be signalled");
+            error!(%error, "a process cannot be signalled");
         }
     }
 
@@ -276,7 +276,7 @@ impl Attend {
         let pid = process.id().pid.unsigned_abs();
         // For people only: neither an outage nor a slow database holds up the watch.
         let told = timeout(Duration::from_secs(1), self.shared.store.launched(self.of, pid)).await;
-        debug!(attempt = %self.id, pid, ?told, "told its process");
+        debug!(pid, ?told, "told its process");
     }
 
     /// Everything of the attempt has ended: tell it, then put its files away. In this order: who
@@ -284,20 +284,20 @@ impl Attend {
     async fn over(self, ending: Ending, report: ExitReport) {
         drop(self.slot);
         fault::point("supervisor.exit_seen");
-        debug!(attempt = %self.id, reason = %report.reason, "ended");
+        debug!(reason = %report.reason, "ended");
         let (store, of) = (&self.shared.store, self.of);
         let told = match ending {
             // Settled by who ordered it: no crash.
             Ending::Ours => true,
             Ending::Itself => {
                 self.shared.failures.forget(of.instance);
-                tell(&self.orders, &self.id, || store.exited(of, report.clone())).await
+                tell(&self.orders, || store.exited(of, report.clone())).await
             }
             // A slow start is no crash.
             Ending::Late => {
                 let message = ExitReason::LaunchDeadline.to_string();
                 let retry_in = self.shared.failures.count(of.instance, &self.shared.options);
-                tell(&self.orders, &self.id, || store.give_back(of, retry_in, message.clone())).await
+                tell(&self.orders, || store.give_back(of, retry_in, message.clone())).await
             }
         };
         fault::point("supervisor.exit_told");
@@ -311,7 +311,7 @@ impl Attend {
 
 /// Tells the store until it has heard: false if the service ends before, or if the store refuses
 /// for good.
-async fn tell<F, T>(orders: &watch::Receiver<Order>, id: &AttemptId, mut call: impl FnMut() -> F) -> bool
+async fn tell<F, T>(orders: &watch::Receiver<Order>, mut call: impl FnMut() -> F) -> bool
 where
     F: Future<Output = store::Result<T>>,
 {
@@ -320,14 +320,14 @@ where
         match call().await {
             Ok(_) => return true,
             Err(error) if error.retry() == Retry::Never => {
-                error!(error = %chain(&error), attempt = %id, "the store takes no report of this attempt");
+                error!(error = %chain(&error), "the store takes no report of this attempt");
                 return false;
             }
             Err(error) if orders.has_changed().is_err() => {
-                info!(error = %chain(&error), attempt = %id, "left to the next start: the store does not answer");
+                info!(error = %chain(&error), "left to the next start: the store does not answer");
                 return false;
             }
-            Err(error) => debug!(%error, attempt = %id, "the store does not answer; the report is repeated"),
+            Err(error) => debug!(%error, "the store does not answer; the report is repeated"),
         }
         sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(1));
@@ -336,11 +336,10 @@ where
 
 /// Removes what nobody needs of an ended attempt and keeps its output.
 pub(crate) async fn put_away(attempts: Attempts, id: AttemptId) {
-    let attempt = id.clone();
     let done = spawn_blocking(move || attempts.archive(&id)).await.map_err(io::Error::other).flatten();
     if let Err(error) = done {
         // At the next start it is found and tried again.
-        warn!(%error, %attempt, "the files of an ended attempt cannot be put away");
+        warn!(%error, "the files of an ended attempt cannot be put away");
     }
 }
 

@@ -28,7 +28,7 @@ use std::{
 
 use dormouse_core::{
     domain::{id::InstanceKey, outcome::EndedBy},
-    fault,
+    fault, logging,
     store::{self, AttemptRef, NodeLease, Notice, Notices, Store, Superseded},
 };
 use dormouse_proto::code::{Code, Coded};
@@ -38,7 +38,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{Instrument as _, info, warn};
 
 use self::attend::{Attend, Failures, Order, Shared, Work};
 pub use self::{
@@ -261,12 +261,14 @@ impl Supervisor {
 
     fn attend(&mut self, of: AttemptRef, id: AttemptId, slot: Slot, work: Work) {
         let (sender, orders) = watch::channel(Order::Run);
+        let span = logging::attempt(&id.tenant, &id.instance, id.attempt.0);
         let attend = Attend { shared: Arc::clone(&self.shared), of, id, slot, orders };
         self.tracked.insert(of, sender);
-        self.tasks.spawn(async move {
+        let work = async move {
             attend.run(work).await;
             of
-        });
+        };
+        self.tasks.spawn(work.instrument(span));
     }
 
     /// One pass: ends what the store does not want here any more.
