@@ -77,6 +77,10 @@ pub struct Limits {
     pub env_bytes: usize,
     /// How long ended instances are kept.
     pub retention: Duration,
+    /// Tenants of a cluster. Their list is one answer.
+    pub tenants: u64,
+    /// Tokens of a tenant, revoked ones included. Their list is one answer.
+    pub tokens: u64,
 }
 
 impl Default for Limits {
@@ -96,6 +100,8 @@ impl Default for Limits {
             env_variables: 256,
             env_bytes: 64 << 10,
             retention: Duration::from_hours(30 * 24),
+            tenants: 10_000,
+            tokens: 1_000,
         }
     }
 }

@@ -182,7 +182,7 @@ async fn woken(notices: &mut Notices) -> bool {
     loop {
         match notices.next().await {
             Some(Notice::Wakes | Notice::Everything) => break,
-            Some(Notice::Instance(_)) => {}
+            Some(Notice::Instance(_) | Notice::Tokens) => {}
             None => return false,
         }
     }

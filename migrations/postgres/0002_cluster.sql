@@ -35,3 +35,5 @@ ALTER TABLE instance_start ADD COLUMN retry_of TEXT COLLATE "C";
 
 -- Claims while a tenant is at its quota: the others' wakes, without reading over the full one's.
 CREATE INDEX instance_wake_tenant ON instance (tenant, priority, wake_at, key) WHERE wake_at IS NOT NULL AND NOT paused;
+-- Whether any tenant has such a quota is asked by each claim.
+CREATE INDEX tenant_running ON tenant (name) WHERE max_running IS NOT NULL;

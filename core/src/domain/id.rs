@@ -131,19 +131,38 @@ impl InstanceId {
 }
 
 text_id! {
-    /// The boundary that no read and no write crosses.
+    /// The boundary that no read and no write crosses: 1–64 of `a–z 0–9 - _ .`.
     Tenant
 }
 
 impl Tenant {
-    /// Checks it like a name.
+    /// Checks length and alphabet.
     pub fn parse(text: &str) -> Result<Self, ParseError> {
-        Name::parse("tenant", text).map(|name| Self(name.0))
+        label("tenant.name", text)?;
+        Ok(Self(text.into()))
     }
 
     /// The tenant of everybody who has no other credentials.
     pub fn default_tenant() -> Self {
         Self("default".into())
+    }
+}
+
+/// Longest name of a tenant or a token, in bytes.
+const LABEL: usize = 64;
+
+/// The rules of tenants' and tokens' names; `field` is named in the error.
+pub(super) fn label(field: &'static str, text: &str) -> Result<(), ParseError> {
+    length(field, text, LABEL)?;
+    characters(field, text, "use only a–z 0–9 - _ .", |c| {
+        c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-')
+    })?;
+    match text.chars().next() {
+        Some(character @ ('.' | '-')) => {
+            let allowed = "begin with a letter, a digit or _";
+            Err(ParseError::Character { field, character, at: 0, allowed })
+        }
+        _ => Ok(()),
     }
 }
 
@@ -295,7 +314,7 @@ impl fmt::Debug for AttemptToken {
     }
 }
 
-/// The SHA-256 of an attempt's token.
+/// The SHA-256 of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TokenHash(pub [u8; 32]);
 

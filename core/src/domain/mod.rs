@@ -4,6 +4,7 @@
 //! and jitter are arguments. [`instance`] is the table "state × request" of the design; the
 //! store locks a row, asks it, and writes what it answers.
 
+pub mod access;
 pub mod checkpoint;
 pub mod event;
 pub mod id;

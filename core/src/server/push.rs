@@ -84,7 +84,7 @@ impl Sessions {
                 }
                 Notice::Everything => self.lock().values().for_each(|seat| seat.nudge.notify_one()),
                 // For those who launch.
-                Notice::Wakes => {}
+                Notice::Wakes | Notice::Tokens => {}
             }
         }
     }

@@ -152,7 +152,7 @@ impl Request for Prunable {
             .map(|row| {
                 Ok(Target {
                     key: row.instance("key")?,
-                    tenant: row.parsed("tenant", |text| Tenant::parse(text).ok())?,
+                    tenant: row.tenant("tenant")?,
                     id: row.parsed("id", |text| InstanceId::parse(text).ok())?,
                 })
             })
@@ -194,6 +194,7 @@ impl Store {
 
     async fn delete_target(&self, target: Target) -> Result<()> {
         while !self.write_instance(target.key, DeleteStep { target: target.clone() }).await? {}
+        self.stored().forget(&target.tenant);
         Ok(())
     }
 

@@ -3,7 +3,8 @@
 use dormouse_proto::code::{Code, Coded};
 
 use crate::domain::{
-    id::{Digest, InstanceId, Name, NodeId},
+    access::TokenName,
+    id::{Digest, InstanceId, Name, NodeId, Tenant},
     instance::Refusal,
 };
 
@@ -87,6 +88,70 @@ pub enum Error {
     NotEnded {
         /// The id.
         id: InstanceId,
+    },
+    /// No tenant has this name.
+    #[error("tenant {tenant} does not exist; create it with `dormouse tenant create {tenant}`")]
+    NoTenant {
+        /// What was asked for.
+        tenant: Tenant,
+    },
+    /// The tenant was created with other quotas.
+    #[error("tenant {tenant} exists with other quotas; change them with `dormouse tenant quota {tenant}`")]
+    OtherTenant {
+        /// Its name.
+        tenant: Tenant,
+    },
+    /// No token of the tenant has this name.
+    #[error("token {name} of tenant {tenant} does not exist; list them with `dormouse token list`")]
+    NoToken {
+        /// Whose.
+        tenant: Tenant,
+        /// What was asked for.
+        name: TokenName,
+    },
+    /// A valid token of the tenant has this name.
+    #[error("token {name} of tenant {tenant} exists and is valid; choose another name, or revoke it first")]
+    OtherToken {
+        /// Whose.
+        tenant: Tenant,
+        /// Its name.
+        name: TokenName,
+    },
+    /// As many of these as there may be.
+    #[error("{whose} has {max} {what}, which is the limit; {remedy}")]
+    AtLimit {
+        /// Who has them.
+        whose: String,
+        /// What, in the plural.
+        what: &'static str,
+        /// The limit.
+        max: u64,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// The tenant's quota of stored instances.
+    #[error(
+        "tenant {tenant} has {max} instances stored, which is its quota; delete ended ones, or have the cluster's \
+         administrator raise it with `dormouse tenant quota {tenant} --max-stored`"
+    )]
+    StoredQuota {
+        /// Whose.
+        tenant: Tenant,
+        /// The quota.
+        max: u64,
+    },
+    /// The tenant's quota of starts per second.
+    #[error(
+        "tenant {tenant} may start {max} instances a second, which is its quota; start again in {} ms",
+        wait.as_micros().div_ceil(1_000)
+    )]
+    StartQuota {
+        /// Whose.
+        tenant: Tenant,
+        /// The quota.
+        max: u64,
+        /// When there is room for the next.
+        wait: std::time::Duration,
     },
     /// No attempt has this token.
     #[error("the attempt's token is not known; only a process that this cluster launched may register")]
@@ -231,6 +296,13 @@ impl Error {
             | Self::ImageInUse { .. }
             | Self::NoWorkflow { .. }
             | Self::NotEnded { .. }
+            | Self::NoTenant { .. }
+            | Self::OtherTenant { .. }
+            | Self::NoToken { .. }
+            | Self::OtherToken { .. }
+            | Self::AtLimit { .. }
+            | Self::StoredQuota { .. }
+            | Self::StartQuota { .. }
             | Self::UnknownToken
             | Self::TooLarge { .. }
             | Self::Invalid { .. }
@@ -308,15 +380,26 @@ impl Coded for Error {
             | Self::LeaseTaken { .. }
             | Self::ReleaseTooOld { .. }
             | Self::Open { .. } => Code::FailedPrecondition,
-            Self::NoInstance { .. } | Self::NoImage { .. } | Self::NoNode { .. } => Code::NotFound,
+            Self::NoInstance { .. }
+            | Self::NoImage { .. }
+            | Self::NoNode { .. }
+            | Self::NoTenant { .. }
+            | Self::NoToken { .. } => Code::NotFound,
             Self::Ambiguous { .. }
             | Self::AmbiguousNode { .. }
             | Self::TooLarge { .. }
             | Self::Invalid { .. }
             | Self::NoWorkflow { .. } => Code::InvalidArgument,
-            Self::OtherStart { .. } | Self::OtherImage { .. } => Code::AlreadyExists,
+            Self::OtherStart { .. }
+            | Self::OtherImage { .. }
+            | Self::OtherTenant { .. }
+            | Self::OtherToken { .. } => Code::AlreadyExists,
             Self::UnknownToken => Code::Unauthenticated,
-            Self::TooMany { .. } | Self::DiskFull(_) => Code::ResourceExhausted,
+            Self::TooMany { .. }
+            | Self::AtLimit { .. }
+            | Self::StoredQuota { .. }
+            | Self::StartQuota { .. }
+            | Self::DiskFull(_) => Code::ResourceExhausted,
             Self::Unavailable(_) | Self::Unconfirmed(_) | Self::Closed | Self::ImageIncomplete { .. } => {
                 Code::Unavailable
             }

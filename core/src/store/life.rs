@@ -33,15 +33,26 @@ const LOCK_SHARED: Stmt =
 const LOAD: Stmt =
     stmt!(concat!("SELECT ", life_columns!(), " FROM instance WHERE key = $1 AND tenant = $2"));
 
+macro_rules! write_stmt {
+    ($tail:literal) => {
+        stmt!(concat!(
+            "UPDATE instance
+                SET state = $1, waits = $2, wake_at = $3, attempt = $4, session = $5, open = $6, node = $7,
+                    paused = $8, cancel = $9, cancel_at = $10, crashes = $11, ended_at = $12, ended_by = $13,
+                    changed_at = $14, version = version + 1,
+                    started_at = CASE WHEN $1 = 'RUNNING' THEN COALESCE(started_at, $14) ELSE started_at END
+              WHERE key = $15 AND tenant = $16 AND state = $17 AND attempt = $18 AND session = $19
+                AND open = $20 AND paused = $21 AND cancel = $22",
+            $tail
+        ))
+    };
+}
+
 /// Its guard repeats what the transition relied on.
-const WRITE: Stmt = stmt!(
-    "UPDATE instance
-        SET state = $1, waits = $2, wake_at = $3, attempt = $4, session = $5, open = $6, node = $7,
-            paused = $8, cancel = $9, cancel_at = $10, crashes = $11, ended_at = $12, ended_by = $13,
-            changed_at = $14, version = version + 1,
-            started_at = CASE WHEN $1 = 'RUNNING' THEN COALESCE(started_at, $14) ELSE started_at END
-      WHERE key = $15 AND tenant = $16 AND state = $17 AND attempt = $18 AND session = $19
-        AND open = $20 AND paused = $21 AND cancel = $22"
+const WRITE: Stmt = write_stmt!("");
+/// The same, and whether its tenant may run only so many: then somebody else may run now.
+const WRITE_FREEING: Stmt = write_stmt!(
+    " RETURNING (SELECT t.max_running IS NOT NULL FROM tenant AS t WHERE t.name = instance.tenant) AS limited"
 );
 
 /// A row that this transaction holds.
@@ -136,7 +147,17 @@ pub(super) async fn write(tx: &mut Tx<'_>, row: &Locked, next: &Life, now: Micro
         old.paused,
         cancel_columns(old.cancel).0,
     ];
-    tx.execute_one(&WRITE, args).await?;
+    if old.node().is_some() && next.node().is_none() {
+        let rows = tx.write_fetch(&WRITE_FREEING, args).await?;
+        let [row] = rows.as_slice() else {
+            return Err(Error::Broken { table: "instance".to_owned(), rows: rows.len() as u64 });
+        };
+        if row.opt_flag("limited")? == Some(true) {
+            tx.notify(Notice::Wakes);
+        }
+    } else {
+        tx.execute_one(&WRITE, args).await?;
+    }
     let wake_moved = next.wake_at() != old.wake_at() || old.paused;
     if wake_moved && next.wake_at().is_some() && !next.paused && !next.is_open() {
         tx.notify(Notice::Wakes);
@@ -162,7 +183,7 @@ fn cancel_columns(cancel: Cancel) -> (&'static str, Option<Micros>) {
 pub(super) fn read(row: &Row) -> Result<Locked> {
     Ok(Locked {
         key: row.instance("key")?,
-        tenant: row.parsed("tenant", |text| Tenant::parse(text).ok())?,
+        tenant: row.tenant("tenant")?,
         id: row.parsed("id", |text| InstanceId::parse(text).ok())?,
         life: read_life(row)?,
     })

@@ -15,7 +15,8 @@
 //! | `life` | the instance's row as a `Life`, and its one guarded write |
 //! | `start`, `instances`, `controls`, `signals`, `images`, `image_chunks`, `attempts`, `events` | what controllers and people ask |
 //! | `sessions`, `checkpoints` | what an instance's process asks |
-//! | `nodes`, `wakes`, `exits` | what a node asks |
+//! | `nodes`, `wakes`, `turns`, `exits` | what a node asks |
+//! | `tenants`, `tokens` | whose all of it is, and who may ask |
 //! | `notices` | who should look again |
 
 mod attempts;
@@ -42,6 +43,9 @@ mod signals;
 mod sql;
 mod sqlite;
 mod start;
+mod tenants;
+mod tokens;
+mod turns;
 mod wakes;
 
 use std::{
@@ -70,12 +74,15 @@ pub use sessions::{Inbox, OwnStatus, Registration, Session, Suspension, TokenOf}
 pub use signals::Sent;
 pub use sql::Kind;
 pub use start::{StartRequest, Started};
+pub use tenants::{RunningQuota, TenantUse};
+pub use tokens::{NewToken, Standing, Token};
 pub use wakes::{Claim, Claims};
 
 use commit::{Lane, Reader, Request, Writer};
 use notices::Hub;
 use open::Connector;
 use sql::{Stmt, Tx, args, stmt};
+use tenants::StoredCounts;
 
 use crate::domain::{id::InstanceKey, instance::CrashPolicy, payload::Payload, time::Micros};
 use crate::limits::Limits;
@@ -144,6 +151,8 @@ struct Inner {
     /// row, nor for a connection that was cut without a word. On SQLite the only writer.
     leases: Lane,
     readers: Lane,
+    /// Of tenants that have a quota of them.
+    stored: StoredCounts,
     hub: Hub,
     closing: CancellationToken,
     tasks: Mutex<JoinSet<()>>,
@@ -191,6 +200,7 @@ impl Store {
         let mut first = connector.open(false).await?;
         let steps = dormouse_migrations::ALL;
         migrate::migrate(&connector, &mut first, &options.clock, &options.release, steps).await?;
+        tenants::ensure_default(&mut first, &options.clock).await?;
 
         let (hub, outbox) = Hub::new();
         let closing = CancellationToken::new();
@@ -230,6 +240,7 @@ impl Store {
             node,
             leases,
             readers,
+            stored: StoredCounts::default(),
             hub,
             closing,
             tasks: Mutex::new(tasks),
@@ -277,6 +288,10 @@ impl Store {
     /// Notices of what is committed from now on, by this process and by others.
     pub fn notices(&self) -> Notices {
         self.0.hub.subscribe()
+    }
+
+    fn stored(&self) -> &StoredCounts {
+        &self.0.stored
     }
 
     fn crash_policy(&self) -> CrashPolicy {

@@ -17,6 +17,8 @@ pub enum Notice {
     Wakes,
     /// Something of this instance changed that its session, its node or a watcher wants to know.
     Instance(InstanceKey),
+    /// A token was made, revoked or replaced: what is remembered of tokens is old.
+    Tokens,
     /// Notices were lost: look at everything.
     Everything,
 }
@@ -70,7 +72,7 @@ impl Hub {
     }
 }
 
-/// Notices for the wire between peers: "w" and instance keys, separated by spaces, at most
+/// Notices for the wire between peers: "w", "t", "e" and instance keys, separated by spaces, at most
 /// `max` bytes each; without repeats.
 pub(super) fn encode(origin: &str, notices: &[Notice], max: usize) -> Vec<String> {
     let mut texts: Vec<String> = Vec::new();
@@ -78,6 +80,7 @@ pub(super) fn encode(origin: &str, notices: &[Notice], max: usize) -> Vec<String
     for notice in notices {
         let word = match notice {
             Notice::Wakes => "w".to_owned(),
+            Notice::Tokens => "t".to_owned(),
             Notice::Everything => "e".to_owned(),
             Notice::Instance(key) => key.0.to_string(),
         };
@@ -106,6 +109,7 @@ pub(super) fn decode(origin: &str, text: &str) -> Vec<Notice> {
     words
         .filter_map(|word| match word {
             "w" => Some(Notice::Wakes),
+            "t" => Some(Notice::Tokens),
             "e" => Some(Notice::Everything),
             key => key.parse().ok().map(|key| Notice::Instance(InstanceKey(key))),
         })
@@ -124,10 +128,10 @@ mod tests {
 
     #[test]
     fn peers_read_what_was_written_and_skip_their_own() {
-        let notices = [Notice::Wakes, Notice::Instance(InstanceKey(17)), Notice::Wakes];
+        let notices = [Notice::Wakes, Notice::Instance(InstanceKey(17)), Notice::Tokens, Notice::Wakes];
         let texts = encode("abc", &notices, 1000);
-        assert_eq!(texts, ["abc w 17"]);
-        assert_eq!(decode("xyz", &texts[0]), notices[..2]);
+        assert_eq!(texts, ["abc w 17 t"]);
+        assert_eq!(decode("xyz", &texts[0]), notices[..3]);
         assert_eq!(decode("abc", &texts[0]), []);
         assert_eq!(decode("xyz", "abc w new:word"), [Notice::Wakes]);
     }

@@ -17,6 +17,7 @@ use super::{
     error::{Error, Result},
 };
 use crate::domain::{
+    access::{Role, TokenName},
     id::{Attempt, Digest, InstanceId, InstanceKey, Key, Name, NodeId, Session, Tenant},
     time::Micros,
 };
@@ -196,6 +197,8 @@ arguments! {
     Attempt => |v| Self::Int(Some(i64::from(v.0)));
     Session => |v| Self::Int(Some(i64::from(v.0)));
     &'a Tenant => |v| Self::Text(Some(v.as_str()));
+    &'a TokenName => |v| Self::Text(Some(v.as_str()));
+    Role => |v| Self::Text(Some(v.as_str()));
     &'a InstanceId => |v| Self::Text(Some(v.as_str()));
     &'a Name => |v| Self::Text(Some(v.as_str()));
     &'a Key => |v| Self::Text(Some(v.as_str()));
@@ -398,6 +401,10 @@ impl Row {
 
     pub(super) fn name(&self, column: &'static str) -> Result<Name> {
         self.parsed(column, |text| Name::parse(column, text).ok())
+    }
+
+    pub(super) fn tenant(&self, column: &'static str) -> Result<Tenant> {
+        self.parsed(column, |text| Tenant::parse(text).ok())
     }
 
     pub(super) fn digest(&self, column: &'static str) -> Result<Digest> {

@@ -1,6 +1,6 @@
 //! Starting an instance: once per id, whatever gets lost on the way.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use sha2::{Digest as _, Sha256};
 
@@ -12,6 +12,7 @@ use super::{
     images::{self, FoundImage},
     payload,
     sql::{Stmt, Tx, args, stmt},
+    tenants,
 };
 use crate::domain::{
     event::EventKind,
@@ -60,10 +61,12 @@ pub struct Started {
     pub image_changed: bool,
 }
 
+/// The tenant's quotas come along: who has none pays nothing for it.
 const FIND: Stmt = stmt!(
-    "SELECT i.key, i.image_digest, i.ended_at, s.fingerprint
-       FROM instance i JOIN instance_start s ON s.instance = i.key
-      WHERE i.tenant = $1 AND i.id = $2"
+    "SELECT t.max_stored, t.starts_per_second, i.key, i.image_digest, i.ended_at, s.fingerprint
+       FROM tenant t LEFT JOIN instance i ON i.tenant = t.name AND i.id = $2
+                     LEFT JOIN instance_start s ON s.instance = i.key
+      WHERE t.name = $1"
 );
 const INSERT: Stmt = stmt!(
     "INSERT INTO instance (tenant, id, image_name, image_version, image_digest, workflow, priority,
@@ -90,49 +93,78 @@ const VERSION: usize = 1;
 const FIELD: usize = 16;
 
 struct Start {
-    request: StartRequest,
+    request: Arc<StartRequest>,
     env: String,
     fingerprint: Vec<u8>,
+    /// Instances that its tenant stores already, if somebody counted.
+    stored: Option<u64>,
+}
+
+/// What the place of an id holds.
+enum Place {
+    Taken(Started),
+    Free { max_stored: Option<u64>, limited: bool },
 }
 
 impl Request for Start {
-    type Answer = Started;
+    /// `None`: the tenant has a quota of stored instances, so count them and ask again.
+    type Answer = Option<Started>;
 
     fn order(&self) -> LockOrder {
         LockOrder::Start(self.request.tenant.clone(), self.request.id.clone())
     }
 
-    async fn run(&self, tx: &mut Tx<'_>) -> Result<Started> {
-        if let Some(existing) = self.existing(tx).await? {
-            return Ok(existing);
-        }
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Option<Started>> {
+        let (max_stored, limited) = match self.look(tx).await? {
+            Place::Taken(existing) => return Ok(Some(existing)),
+            Place::Free { max_stored, limited } => (max_stored, limited),
+        };
         let image = self.image(tx).await?;
         let workflow = image.workflow(self.request.workflow.as_ref())?;
+        let tenant = &self.request.tenant;
+        match (max_stored, self.stored) {
+            (Some(_), None) => return Ok(None),
+            (Some(max), Some(stored)) if stored >= max => {
+                return Err(Error::StoredQuota { tenant: tenant.clone(), max });
+            }
+            (Some(_) | None, _) => {}
+        }
+        if limited {
+            tenants::take_start(tx, tenant).await?;
+        }
         let now = tx.now().await?;
-        match self.insert(tx, &image, &workflow, now).await? {
-            Some(started) => Ok(started),
-            // Another process was faster between our look and our insert.
-            None => self.existing(tx).await?.ok_or(Error::Broken { table: "instance".to_owned(), rows: 0 }),
+        if let Some(started) = self.insert(tx, &image, &workflow, now).await? {
+            return Ok(Some(started));
+        }
+        // Another process was faster between our look and our insert.
+        match self.look(tx).await? {
+            Place::Taken(existing) => Ok(Some(existing)),
+            Place::Free { .. } => Err(Error::Broken { table: "instance".to_owned(), rows: 0 }),
         }
     }
 }
 
 impl Start {
-    fn new(request: StartRequest) -> Self {
+    fn new(request: Arc<StartRequest>, stored: Option<u64>) -> Self {
         let env = serde_json::to_string(&request.env).expect("a map of texts is JSON");
         let fingerprint = fingerprint(&request, &env);
-        Self { request, env, fingerprint }
+        Self { request, env, fingerprint, stored }
     }
 
     async fn image(&self, tx: &mut Tx<'_>) -> Result<FoundImage> {
-        let StartRequest { tenant, image, version, .. } = &self.request;
+        let StartRequest { tenant, image, version, .. } = &*self.request;
         images::hold(tx, tenant, image, version.as_ref()).await
     }
 
     /// The instance of this id, if it exists and was started the same way.
-    async fn existing(&self, tx: &mut Tx<'_>) -> Result<Option<Started>> {
-        let StartRequest { tenant, id, follow_image, .. } = &self.request;
-        let Some(row) = tx.fetch_optional(&FIND, args![tenant, id]).await? else { return Ok(None) };
+    async fn look(&self, tx: &mut Tx<'_>) -> Result<Place> {
+        let StartRequest { tenant, id, follow_image, .. } = &*self.request;
+        let row = tx.fetch_optional(&FIND, args![tenant, id]).await?;
+        let row = row.ok_or_else(|| tenants::missing(tenant))?;
+        if row.opt_int("key")?.is_none() {
+            let limited = tenants::quota(&row, "starts_per_second")?.is_some();
+            return Ok(Place::Free { max_stored: tenants::quota(&row, "max_stored")?, limited });
+        }
         let differs = self.differs(&row.blob("fingerprint")?);
         if !differs.is_empty() {
             return Err(Error::OtherStart { id: id.clone(), differs: differs.join(" and ") });
@@ -140,7 +172,7 @@ impl Start {
         let instance = row.instance("key")?;
         let image_changed =
             *follow_image && row.opt_at("ended_at")?.is_none() && self.follow(tx, instance).await?;
-        Ok(Some(Started { instance, existed: true, image_changed }))
+        Ok(Place::Taken(Started { instance, existed: true, image_changed }))
     }
 
     /// Which fields are not as they were. Whoever follows the image may bring another version.
@@ -166,7 +198,7 @@ impl Start {
         workflow: &Name,
         now: Micros,
     ) -> Result<Option<Started>> {
-        let request = &self.request;
+        let request = &*self.request;
         let wake_at = request.start_at.unwrap_or(now).max(now);
         let life = Life::start(wake_at, request.limit.map(|limit| now + limit));
         let digest = image.digest.to_string();
@@ -224,7 +256,27 @@ impl Store {
             let value = request.priority.to_string();
             return Err(Error::Invalid { field: "start.priority", value, remedy: "give 0 to 9" });
         }
-        self.write_start(Start::new(request)).await
+        let request = Arc::new(request);
+        // Of a tenant without a quota of stored instances nothing is known, and nothing asked.
+        let mut place = self.known_place(&request.tenant);
+        loop {
+            let stored = place.as_ref().map(|place| place.before);
+            match self.write_start(Start::new(Arc::clone(&request), stored)).await {
+                Ok(None) => place = Some(self.place(&request.tenant).await?),
+                Ok(Some(started)) => {
+                    if started.existed {
+                        place.into_iter().for_each(tenants::Place::give_back);
+                    }
+                    return Ok(started);
+                }
+                // It may be stored: the place stays taken until the next count.
+                Err(error @ Error::Unconfirmed(_)) => return Err(error),
+                Err(error) => {
+                    place.into_iter().for_each(tenants::Place::give_back);
+                    return Err(error);
+                }
+            }
+        }
     }
 
     fn check_env(&self, env: &BTreeMap<String, String>) -> Result<()> {
@@ -273,19 +325,19 @@ mod tests {
 
     #[test]
     fn a_fingerprint_names_what_differs() {
-        let first = Start::new(request());
-        assert!(Start::new(request()).differs(&first.fingerprint).is_empty());
+        let first = Start::new(Arc::new(request()), None);
+        assert!(Start::new(Arc::new(request()), None).differs(&first.fingerprint).is_empty());
         let other = StartRequest { input: Payload::json("2"), priority: 6, ..request() };
-        assert_eq!(Start::new(other).differs(&first.fingerprint), ["input", "priority"]);
+        assert_eq!(Start::new(Arc::new(other), None).differs(&first.fingerprint), ["input", "priority"]);
     }
 
     #[test]
     fn who_follows_the_image_may_bring_another_version() {
-        let first = Start::new(request());
+        let first = Start::new(Arc::new(request()), None);
         let version = Name::parse("version", "2").expect("valid");
         let next = StartRequest { version: Some(version), ..request() };
-        assert_eq!(Start::new(next.clone()).differs(&first.fingerprint), ["version"]);
+        assert_eq!(Start::new(Arc::new(next.clone()), None).differs(&first.fingerprint), ["version"]);
         let following = StartRequest { follow_image: true, ..next };
-        assert!(Start::new(following).differs(&first.fingerprint).is_empty());
+        assert!(Start::new(Arc::new(following), None).differs(&first.fingerprint).is_empty());
     }
 }

@@ -1,7 +1,8 @@
 //! The one path that starts attempts: claim due wakes (invariant 4).
 //!
 //! A claim reads the clock first (late is harmless, early impossible), holds its node's row
-//! and takes rows that nobody holds, by priority, each a range of the wake index.
+//! and takes rows that nobody holds, by priority, each a range of the wake index; while tenants
+//! have quotas of running instances, by priority and tenant (`turns`).
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -14,6 +15,7 @@ use super::{
     life::{self, Locked, life_columns},
     nodes::{self, NodeLease},
     sql::{Row, Stmt, Tx, args, stmt},
+    turns::{self, Rooms},
 };
 use crate::domain::{
     event::EventKind,
@@ -24,13 +26,14 @@ use crate::domain::{
 };
 
 /// The earliest wake of each priority, highest first. One look into the index each; the list
-/// is as long as there are priorities.
+/// is as long as there are priorities. Beside it, whether any tenant has a quota.
 const NEXT: Stmt = stmt!(
     "WITH p(priority) AS (VALUES (9), (8), (7), (6), (5), (4), (3), (2), (1), (0))
      SELECT CAST(p.priority AS BIGINT) AS priority,
             (SELECT i.wake_at FROM instance AS i
               WHERE i.priority = p.priority AND i.wake_at IS NOT NULL AND NOT i.paused
-              ORDER BY i.wake_at, i.key LIMIT 1) AS wake_at
+              ORDER BY i.wake_at, i.key LIMIT 1) AS wake_at,
+            EXISTS (SELECT 1 FROM tenant WHERE max_running IS NOT NULL) AS quotas
        FROM p ORDER BY p.priority DESC"
 );
 const DUE: Stmt = stmt!(concat!(
@@ -111,16 +114,13 @@ impl Request for ClaimDue {
     async fn run(&self, tx: &mut Tx<'_>) -> Result<Claims> {
         let now = tx.now().await?;
         nodes::hold(tx, &self.lease).await?;
-        let mut claims = Vec::new();
-        for (priority, wake_at) in next_wakes(tx).await? {
-            let room = self.limit - u32::try_from(claims.len()).unwrap_or(self.limit);
-            if room > 0 && wake_at <= now {
-                for row in tx.fetch(&DUE, args![priority, now, room]).await? {
-                    claims.extend(self.claim(tx, &row, now).await?);
-                }
-            }
-        }
-        let next = next_wakes(tx).await?.into_iter().map(|(_, wake_at)| wake_at).min();
+        let next = NextWakes::read(tx).await?;
+        let (claims, next) = if next.quotas && next.any_due(now) {
+            self.claim_by_tenant(tx, now).await?
+        } else {
+            let claims = self.claim_by_priority(tx, &next, now).await?;
+            (claims, NextWakes::read(tx).await?.earliest())
+        };
         let full = claims.len() >= self.limit as usize;
         let next_due_in = match next {
             None => Duration::MAX,
@@ -133,6 +133,52 @@ impl Request for ClaimDue {
 }
 
 impl ClaimDue {
+    async fn claim_by_priority(&self, tx: &mut Tx<'_>, next: &NextWakes, now: Micros) -> Result<Vec<Claim>> {
+        let mut claims = Vec::new();
+        for (priority, wake_at) in &next.wakes {
+            let room = self.room(&claims);
+            if room > 0 && *wake_at <= now {
+                for row in tx.fetch(&DUE, args![*priority, now, room]).await? {
+                    claims.extend(self.claim(tx, &row, now).await?);
+                }
+            }
+        }
+        Ok(claims)
+    }
+
+    /// The claims, and the earliest wake of a tenant that has room. One that is full has its turn
+    /// when a slot of it frees, which is told, or when a launch of it misses its deadline, which
+    /// the slow poll finds.
+    async fn claim_by_tenant(&self, tx: &mut Tx<'_>, now: Micros) -> Result<(Vec<Claim>, Option<Micros>)> {
+        let mut due = turns::heads(tx).await?;
+        due.retain(|head| head.wake_at <= now);
+        let mut rooms = Rooms::look(tx, &due, self.limit, now).await?;
+        due.retain(|head| rooms.of(&head.tenant) > 0);
+        let mut claims = Vec::new();
+        for same in due.chunk_by(|a, b| a.priority == b.priority) {
+            for (at, head) in same.iter().enumerate() {
+                // Each gets its share of what the claim may take, and what those before it left.
+                let share = u64::from(self.room(&claims)).div_ceil((same.len() - at) as u64);
+                let most = share.min(rooms.of(&head.tenant));
+                if most > 0 {
+                    let before = claims.len();
+                    for row in turns::due(tx, head, now, most).await? {
+                        claims.extend(self.claim(tx, &row, now).await?);
+                    }
+                    rooms.took(&head.tenant, (claims.len() - before) as u64);
+                }
+            }
+        }
+        let next = turns::heads(tx).await?;
+        let next = next.iter().filter(|head| !rooms.is_full(&head.tenant)).map(|head| head.wake_at).min();
+        Ok((claims, next))
+    }
+
+    /// How many more it may take.
+    fn room(&self, claims: &[Claim]) -> u32 {
+        self.limit.saturating_sub(u32::try_from(claims.len()).unwrap_or(u32::MAX))
+    }
+
     async fn claim(&self, tx: &mut Tx<'_>, row: &Row, now: Micros) -> Result<Option<Claim>> {
         let locked = life::read(row)?;
         let until = now + self.launch_deadline;
@@ -177,15 +223,35 @@ impl ClaimDue {
     }
 }
 
-async fn next_wakes(tx: &mut Tx<'_>) -> Result<Vec<(u8, Micros)>> {
-    let mut next = Vec::new();
-    for row in tx.fetch(&NEXT, args![]).await? {
-        if let Some(wake_at) = row.opt_at("wake_at")? {
-            let priority = u8::try_from(row.small("priority")?);
-            next.push((priority.map_err(|error| row.unreadable("priority", error.to_string()))?, wake_at));
+/// What is scheduled, whosever it is.
+struct NextWakes {
+    /// The earliest wake of each priority that has one, highest first.
+    wakes: Vec<(u8, Micros)>,
+    /// Some tenant has a quota of running instances.
+    quotas: bool,
+}
+
+impl NextWakes {
+    async fn read(tx: &mut Tx<'_>) -> Result<Self> {
+        let mut next = Self { wakes: Vec::new(), quotas: false };
+        for row in tx.fetch(&NEXT, args![]).await? {
+            next.quotas = row.flag("quotas")?;
+            if let Some(wake_at) = row.opt_at("wake_at")? {
+                let priority = u8::try_from(row.small("priority")?);
+                let priority = priority.map_err(|error| row.unreadable("priority", error.to_string()))?;
+                next.wakes.push((priority, wake_at));
+            }
         }
+        Ok(next)
     }
-    Ok(next)
+
+    fn earliest(&self) -> Option<Micros> {
+        self.wakes.iter().map(|(_, wake_at)| *wake_at).min()
+    }
+
+    fn any_due(&self, now: Micros) -> bool {
+        self.earliest().is_some_and(|wake_at| wake_at <= now)
+    }
 }
 
 /// 32 bytes from the kernel's generator.

@@ -30,7 +30,7 @@ impl Watchers {
             match notice {
                 Notice::Instance(key) => self.wake(key),
                 Notice::Everything => self.wake_all(),
-                Notice::Wakes => {}
+                Notice::Wakes | Notice::Tokens => {}
             }
         }
         // The store is closed; whoever waits hears so at its next look.

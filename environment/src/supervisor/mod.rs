@@ -352,7 +352,7 @@ async fn concerned(
                 noticed.all = true;
                 return true;
             }
-            Some(Notice::Instance(_) | Notice::Wakes) => {}
+            Some(Notice::Instance(_) | Notice::Wakes | Notice::Tokens) => {}
             None => return false,
         }
     }
