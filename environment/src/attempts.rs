@@ -469,7 +469,7 @@ mod tests {
     fn outputs_are_named_by_their_tenant_and_instance() {
         let folder = tempfile::tempdir().expect("a folder");
         let attempts = Attempts::open(folder.path(), Retention::default()).expect("made");
-        let other = AttemptId { tenant: Tenant::parse("odd").expect("a name"), ..id("same", 1) };
+        let other = AttemptId { tenant: Tenant::parse("acme").expect("a name"), ..id("same", 1) };
         for id in [&id("same", 1), &other] {
             let directory = attempts.create(id).expect("made");
             fs::write(directory.stream(Stream::Stderr), "x").expect("written");

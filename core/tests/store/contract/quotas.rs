@@ -43,6 +43,7 @@ async fn create(db: &TestDb, named: &str, quotas: Quotas) -> Tenant {
         workflows: image.workflows,
         sdk_version: image.sdk_version,
         architecture: image.architecture,
+        chunks: 0,
     };
     db.store.put_image(image).await.expect("stored");
     tenant
