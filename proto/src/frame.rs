@@ -136,9 +136,10 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         if bytes > max { Err(FrameError::TooLarge { bytes, max }) } else { Ok(Some(bytes)) }
     }
 
-    /// Whether the next frame has arrived whole, so that [`Self::body`] does not wait.
-    pub fn is_whole(&self) -> bool {
-        self.buffer.len() >= PREFIX_BYTES && self.buffer.len() >= PREFIX_BYTES + self.prefix()
+    /// Waits until `bytes` of the next frame's body are here.
+    #[cfg(feature = "server")]
+    pub(crate) async fn arrived(&mut self, bytes: usize) -> Result<(), FrameError> {
+        if self.fill(PREFIX_BYTES + bytes).await? { Ok(()) } else { Err(FrameError::Truncated) }
     }
 
     /// Takes the body of the frame whose length [`Self::length`] has told.

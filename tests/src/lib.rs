@@ -25,6 +25,7 @@ pub mod previous;
 pub mod probe;
 pub mod process;
 pub mod raw;
+pub mod stranger;
 pub mod tally;
 pub mod wait;
 pub mod workload;

@@ -2,8 +2,9 @@
 //!
 //! A connection has a budget of its own; on a server it also takes part in [`Allowance`]s that several
 //! connections share, such as those of one tenant and of the whole service. Whoever finds one used up waits:
-//! its peer then feels the connection's flow control. Nobody waits for a second kind while holding what others
-//! need for finishing: requests, then bytes, then a turn, each from the connection outwards.
+//! its peer then feels the connection's flow control. Everybody asks in one order: requests, then bytes, then a
+//! turn, each from the connection outwards. A frame that waits for room has a deadline, so that many half ones
+//! cannot wait for each other.
 
 use std::sync::Arc;
 
@@ -78,10 +79,18 @@ impl Budget {
         }
     }
 
-    /// Adds what is missing in `share`: `bytes`. May be dropped at any moment.
-    pub(crate) async fn bytes(&self, share: &mut Share, bytes: usize) {
-        while let Some(level) = self.levels.get(share.bytes.len()) {
-            share.bytes.push(acquire(&level.bytes, bytes).await);
+    /// Adds what is missing in `share` of the connection's own: `bytes`, those of a frame that is announced. May
+    /// be dropped at any moment.
+    pub(crate) async fn own_bytes(&self, share: &mut Share, bytes: usize) {
+        share.bytes_of(&self.levels, 0, bytes).await;
+    }
+
+    /// Adds what is missing in `share` of what others share too: `bytes`, those that have arrived. What is merely
+    /// announced must not keep others waiting. May be dropped at any moment.
+    #[cfg(feature = "server")]
+    pub(crate) async fn shared_bytes(&self, share: &mut Share, bytes: usize) {
+        for level in 1..self.levels.len() {
+            share.bytes_of(&self.levels, level, bytes).await;
         }
     }
 
@@ -89,7 +98,7 @@ impl Budget {
     pub(crate) async fn share(&self, bytes: usize) -> Share {
         let mut share = Share::default();
         self.request(&mut share).await;
-        self.bytes(&mut share, bytes).await;
+        self.own_bytes(&mut share, bytes).await;
         share
     }
 
@@ -101,6 +110,21 @@ impl Budget {
             turn.push(acquire(&level.turns, 1).await);
         }
         turn
+    }
+}
+
+impl Share {
+    /// Adds what is missing at one level; those before it have theirs.
+    async fn bytes_of(&mut self, levels: &[Allowance], level: usize, bytes: usize) {
+        let semaphore = &levels[level].bytes;
+        match self.bytes.get_mut(level) {
+            Some(held) => {
+                let missing = bytes.saturating_sub(held.num_permits());
+                let more = acquire(semaphore, missing).await;
+                held.merge(more);
+            }
+            None => self.bytes.push(acquire(semaphore, bytes).await),
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use prost::bytes::Bytes;
 use quinn::{Connection, ConnectionError, RecvStream, VarInt};
 use tokio::sync::{OnceCell, OwnedSemaphorePermit};
 use tokio::task::{JoinError, JoinSet};
@@ -13,7 +14,7 @@ use super::budget::{Allowance, Budget, Share};
 use super::outbox::{Outbox, send_alone};
 use super::{CallError, Closing, Frame, Protocol, Refusal};
 use crate::code::Code;
-use crate::frame::{self, FrameReader};
+use crate::frame::{self, FrameError, FrameReader};
 use crate::limits;
 use crate::peer::Peer;
 
@@ -413,15 +414,31 @@ async fn receive_next<P: Protocol>(
         return Ok(None);
     };
     budget.request(&mut next.share).await;
-    budget.bytes(&mut next.share, bytes).await;
-    let body = if reader.is_whole() {
-        reader.body().await
-    } else {
-        let until = *next.until.get_or_insert_with(|| Instant::now() + limits::FRAME_TIMEOUT);
-        timeout_at(until, reader.body()).await.map_err(|_| too_slow())?
-    };
-    frame::decode_request(body.map_err(failed)?).map(Some).map_err(failed)
+    budget.own_bytes(&mut next.share, bytes).await;
+    let until = *next.until.get_or_insert_with(|| Instant::now() + limits::FRAME_TIMEOUT);
+    let body = timeout_at(until, receive_body(reader, bytes, budget, &mut next.share)).await;
+    let body = body.map_err(|_| too_slow())?.map_err(failed)?;
+    frame::decode_request(body).map(Some).map_err(failed)
 }
+
+/// The body of a frame of `bytes`; others' room is taken as it arrives. May be dropped at any moment.
+async fn receive_body(
+    reader: &mut FrameReader<RecvStream>,
+    bytes: usize,
+    budget: &Budget,
+    share: &mut Share,
+) -> Result<Bytes, FrameError> {
+    let mut arrived = 0;
+    while arrived < bytes {
+        arrived = bytes.min(arrived + PART_BYTES);
+        reader.arrived(arrived).await?;
+        budget.shared_bytes(share, arrived).await;
+    }
+    reader.body().await
+}
+
+/// What may have arrived of a frame before others' room is taken for it.
+const PART_BYTES: usize = 64 * 1024;
 
 /// A large frame, alone on its stream.
 async fn receive_alone<P: Protocol>(
@@ -439,9 +456,9 @@ async fn receive_alone<P: Protocol>(
         });
     };
     budget.request(&mut share).await;
-    budget.bytes(&mut share, bytes).await;
+    budget.own_bytes(&mut share, bytes).await;
     let whole = async {
-        let body = reader.body().await?;
+        let body = receive_body(&mut reader, bytes, &budget, &mut share).await?;
         reader.end().await?;
         frame::decode_request(body)
     };
