@@ -6,6 +6,7 @@
 //! - [`server`]: the instance protocol on port 8001.
 //! - [`config`]: what the services may be told, in layers. [`logging`]: what they tell.
 //!   [`reload`]: changing both while they run.
+//! - [`readiness`]: tells a service manager that a service is ready.
 //! - [`fault`]: points at which a test makes a service kill itself.
 //!
 //! This crate never sees a process: launching and supervising is `dormouse-environment`.
@@ -16,5 +17,6 @@ pub mod fault;
 pub mod limits;
 pub mod logging;
 pub mod reload;
+pub mod readiness;
 pub mod server;
 pub mod store;
