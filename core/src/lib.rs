@@ -16,7 +16,7 @@ pub mod domain;
 pub mod fault;
 pub mod limits;
 pub mod logging;
-pub mod reload;
 pub mod readiness;
+pub mod reload;
 pub mod server;
 pub mod store;

@@ -19,6 +19,7 @@ use anyhow::Context;
 use clap::Parser;
 use dormouse_core::config::{self, CoreAlone, Flags, Settings, Sources};
 use dormouse_core::logging::{Colour, Logging};
+use dormouse_core::readiness;
 use dormouse_core::reload::Reload;
 use dormouse_core::server::{self, Server};
 use dormouse_core::store::{self, Kind, Store};
@@ -82,6 +83,7 @@ async fn run(sources: Sources, settings: Settings, logging: Logging) -> anyhow::
     let dir = prepare(&settings.data_dir()?)?;
     let store = Store::open(settings.store_options(&dir)).await?;
     let server = bind(&dir, &settings, &store).await?;
+    readiness::ready();
 
     let shutdown = CancellationToken::new();
     let mut services = JoinSet::new();
@@ -97,6 +99,7 @@ async fn run(sources: Sources, settings: Settings, logging: Logging) -> anyhow::
                     return Ok(ExitCode::from(INTERRUPTED));
                 }
                 info!("shutting down; a second signal does not wait");
+                readiness::stopping();
                 stopping = true;
                 shutdown.cancel();
             }

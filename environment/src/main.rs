@@ -8,6 +8,7 @@ use clap::Parser;
 use dormouse_core::{
     config::{self, EnvironmentAlone, Flags, Settings, Sources},
     logging::{Colour, Logging},
+    readiness,
     reload::Reload,
     store::Store,
 };
@@ -109,6 +110,7 @@ async fn run(sources: Sources, settings: Settings, logging: Logging) -> anyhow::
     let options = options(&settings, core, std::env::vars_os().collect());
     let service = Service::open(directory, store.clone(), authority, options).await?;
     info!(address = %service.address(), "the environment is ready");
+    readiness::ready();
     let reloading = async {
         reload.run(async || {}).await;
         shutdown.cancel();
@@ -135,6 +137,7 @@ fn stop_signals() -> anyhow::Result<CancellationToken> {
     tokio::spawn(async move {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
         info!("stopping; workflows go on and are adopted at the next start");
+        readiness::stopping();
         stop.cancel();
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
         std::process::exit(INTERRUPTED);

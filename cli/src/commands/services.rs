@@ -3,6 +3,7 @@
 use anyhow::{Context as _, bail};
 use dormouse_core::{
     config::{LogFormat, Settings},
+    readiness,
     reload::Reload,
     store::{Database, Store},
 };
@@ -55,6 +56,7 @@ pub(crate) async fn up(ctx: &Ctx, args: Up) -> anyhow::Result<Exit> {
     };
     let Some(local) = opened else { return held(&settings).await };
     print_ready(ctx, &settings, &local)?;
+    readiness::ready();
     let shutdown = CancellationToken::new();
     let mut services = JoinSet::new();
     services.spawn(local.run(shutdown.clone()));
@@ -73,6 +75,7 @@ pub(crate) async fn up(ctx: &Ctx, args: Up) -> anyhow::Result<Exit> {
                     return Ok(Exit::Interrupted);
                 }
                 hint(&settings, "stopping; workflows go on and are adopted at the next start (again: at once)");
+                readiness::stopping();
                 asked = Some(exit);
                 shutdown.cancel();
             }
