@@ -12,13 +12,13 @@ use dormouse_core::{
     logging,
     store::{self, Instance as Row, ListFilter, StartRequest},
 };
-use dormouse_proto::{call::Refusal, code::Code, management as wire};
+use dormouse_proto::{call::Refusal, management as wire};
 use tokio::time::Instant;
 
 use super::{
     describe, parse,
     sentence::{self, Capacity, Facts},
-    server::{Context, Patience, blocking, disk, refuse},
+    server::{Context, Patience, blocking, disk, random, refuse},
 };
 use crate::launcher::check_variable;
 
@@ -224,9 +224,5 @@ fn variables(env: BTreeMap<String, String>) -> Result<BTreeMap<String, String>, 
 
 /// For clients that leave the choice to us; a repeat of theirs starts a second instance.
 fn fresh_id() -> Result<InstanceId, Refusal> {
-    let mut bits = [0; 10];
-    getrandom::fill(&mut bits).map_err(|error| {
-        Refusal::new(Code::Unavailable, format!("the system gives no random numbers: {error}"))
-    })?;
-    Ok(InstanceId::from_random(bits))
+    Ok(InstanceId::from_random(random()?))
 }

@@ -6,9 +6,10 @@
 //! from the credential and goes into every call of the store (invariant 8).
 //!
 //! - [`server`]: connections, and the one table from operation to function.
-//! - `credential`: whom a client is taken for.
+//! - `credential`: whom a client is taken for, and whether that still holds. `rights`: the one table
+//!   from operation to the least role.
 //! - `parse`: wire to typed values, once; every limit is checked here, before memory is taken.
-//! - `instances`, `images`, `history`, `logs`, `nodes`: one group of operations each.
+//! - `instances`, `images`, `history`, `logs`, `nodes`, `tenants`: one group of operations each.
 //! - `describe`: what the store says, as messages. [`sentence`]: what an instance waits for.
 //! - `watchers`: wakes long polls; a slow poll stands beneath them.
 //!
@@ -23,8 +24,10 @@ mod instances;
 mod logs;
 mod nodes;
 mod parse;
+mod rights;
 pub mod sentence;
 mod server;
+mod tenants;
 mod uploads;
 mod watchers;
 

@@ -29,7 +29,7 @@ impl Context {
             slots_in_use: this.in_use,
             core_address: this.core_address,
             tenant: self.tenant.to_string(),
-            role: self.role.as_str().to_owned(),
+            role: self.credential.role.as_str().to_owned(),
             ..wire::HealthReport::default()
         })
     }

@@ -5,7 +5,7 @@
 //! takes its long polls and its unfinished uploads with it; what the store was asked to write is
 //! written all the same.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
 use dormouse_core::{domain::id::Tenant, logging, store::Store};
 use dormouse_proto::{
@@ -30,7 +30,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, debug, error, info, warn};
 
 use super::{
-    credential::{self, Credential, authenticate},
+    credential::{Credential, authenticate},
+    rights::Right,
     uploads::Uploads,
     watchers::Watchers,
 };
@@ -164,7 +165,7 @@ pub(super) struct Shared {
 pub(super) struct Context {
     pub(super) shared: Arc<Shared>,
     pub(super) tenant: Tenant,
-    pub(super) role: credential::Role,
+    pub(super) credential: Arc<Credential>,
     pub(super) uploads: Arc<Uploads>,
 }
 
@@ -313,19 +314,22 @@ async fn connection(
         Ok(callee) => callee,
         Err(error) => return info!(%remote, %error, "a management client was refused"),
     };
-    let admitted = authenticate(callee.peer(), token(callee.hello())).and_then(|credential| {
-        Ok((admit(&shared, &credential.tenant, &mut callee, &mut place)?, credential))
-    });
-    let (_member, Credential { tenant, role }) = match admitted {
+    let (store, tokens) = (&shared.parts.store, &shared.watchers.tokens);
+    let admitted =
+        authenticate(callee.peer(), token(callee.hello()), store, tokens).await.and_then(|credential| {
+            Ok((admit(&shared, &credential.tenant, &mut callee, &mut place)?, credential))
+        });
+    let (_member, credential) = match admitted {
         Ok(admitted) => admitted,
         Err(refusal) => {
             info!(%remote, reason = refusal.message, "a management client was refused");
             return callee.refuse(refusal).await;
         }
     };
-    debug!(%remote, %tenant, role = role.as_str(), "a management client connected");
+    let tenant = credential.tenant.clone();
+    debug!(%remote, %tenant, who = %credential, role = %credential.role, "a management client connected");
     let uploads = Arc::new(Uploads::new(&shared, tenant.clone()));
-    let context = Context { shared, tenant, role, uploads };
+    let context = Context { shared, tenant, credential: Arc::new(credential), uploads };
     if let Err(error) = serve(&context, callee, &shutdown).await {
         debug!(%remote, %error, "a management client is gone");
     }
@@ -368,10 +372,19 @@ async fn serve(
     let mut requests = JoinSet::new();
     let mut look = interval(limits::UPLOAD_PATIENCE);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // Cuts the long polls of this connection.
+    let over = shutdown.child_token();
+    let mut lost = pin!(context.lost());
     let ending = loop {
         let call = tokio::select! {
             biased;
-            () = shutdown.cancelled() => break Ok(Closing::ShuttingDown),
+            () = shutdown.cancelled() => break Ok((Closing::ShuttingDown, "the service stops".to_owned())),
+            refusal = &mut lost => {
+                info!(who = %context.credential, tenant = %context.tenant, reason = refusal.message,
+                      "a management client is put out");
+                over.cancel();
+                break Ok((Closing::Refused, format!("{}: {}", refusal.code, refusal.message)));
+            }
             Some(ended) = requests.join_next(), if !requests.is_empty() => {
                 report(ended);
                 continue;
@@ -384,15 +397,15 @@ async fn serve(
         };
         match call {
             Ok(Some(call)) => {
-                let answering = answer(context.clone(), call, shutdown.clone());
+                let answering = answer(context.clone(), call, over.clone());
                 requests.spawn(answering.instrument(logging::request(&context.tenant)));
             }
-            Ok(None) => break Ok(Closing::Done),
+            Ok(None) => break Ok((Closing::Done, String::new())),
             Err(error) => break Err(error),
         }
     };
-    let closing = match ending {
-        Ok(closing) => closing,
+    let (closing, reason) = match ending {
+        Ok(ending) => ending,
         // Nobody is there to hear the answers.
         Err(error) => {
             requests.shutdown().await;
@@ -402,7 +415,7 @@ async fn serve(
     while let Some(ended) = requests.join_next().await {
         report(ended);
     }
-    replies.finish_and_close(closing, "the service stops").await;
+    replies.finish_and_close(closing, &reason).await;
     Ok(())
 }
 
@@ -412,7 +425,7 @@ async fn answer(context: Context, call: Call<ManagementProtocol>, shutdown: Canc
     let turn = answer.turn().await;
     let patience = Patience { turn: &turn, shutdown: &shutdown };
     let outcome = match frame.operation {
-        Some(operation) => context.perform(operation, &patience).await,
+        Some(operation) => context.admit(operation, &patience).await,
         None => Err(unknown()),
     };
     let outcome = outcome.unwrap_or_else(|refusal| {
@@ -436,6 +449,33 @@ fn unknown() -> Refusal {
 }
 
 impl Context {
+    /// Performs what the client's role allows, while its credential counts.
+    async fn admit(&self, operation: Operation, patience: &Patience<'_>) -> Result<Outcome, Refusal> {
+        self.check().await?;
+        let right = Right::of(&operation);
+        right.check(&self.credential)?;
+        if right.changes(&operation) {
+            info!(who = %self.credential, role = %self.credential.role, operation = right.name, "asked");
+        }
+        let outcome = self.perform(operation, patience).await?;
+        // Long polls that were cut because the credential counts no more end with nothing.
+        if patience.is_over() {
+            self.check().await?;
+        }
+        Ok(outcome)
+    }
+
+    /// Whether the credential still counts.
+    async fn check(&self) -> Result<(), Refusal> {
+        self.credential.check(self.store(), &self.shared.watchers.tokens).await
+    }
+
+    /// Waits until the credential counts no more.
+    async fn lost(&self) -> Refusal {
+        let Shared { watchers, options, .. } = &*self.shared;
+        self.credential.lost(self.store(), &watchers.tokens, options.poll).await
+    }
+
     async fn perform(&self, operation: Operation, patience: &Patience<'_>) -> Result<Outcome, Refusal> {
         match operation {
             Operation::Hello(_) => {
@@ -467,13 +507,13 @@ impl Context {
             Operation::DrainNode(_)
             | Operation::UndrainNode(_)
             | Operation::Cores(_)
-            | Operation::CreateTenant(_)
-            | Operation::Tenants(_)
-            | Operation::SetQuotas(_)
-            | Operation::CreateToken(_)
-            | Operation::Tokens(_)
-            | Operation::RevokeToken(_)
             | Operation::Prune(_) => Err(unknown()),
+            Operation::CreateTenant(request) => self.create_tenant(request).await.map(Outcome::Tenant),
+            Operation::Tenants(_) => self.list_tenants().await.map(Outcome::Tenants),
+            Operation::SetQuotas(request) => self.set_quotas(request).await.map(Outcome::Tenant),
+            Operation::CreateToken(request) => self.create_token(request).await.map(Outcome::TokenCreated),
+            Operation::Tokens(request) => self.list_tokens(request).await.map(Outcome::Tokens),
+            Operation::RevokeToken(request) => self.revoke_token(request).await.map(Outcome::Token),
         }
     }
 
@@ -491,6 +531,15 @@ pub(super) fn refuse(error: &(impl Coded + ?Sized)) -> Refusal {
         warn!(%error, %code, causes = causes.join(": "), "a management request failed");
     }
     Refusal::new(code, error.to_string())
+}
+
+/// From the kernel's generator.
+pub(super) fn random<const N: usize>() -> Result<[u8; N], Refusal> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| {
+        Refusal::new(Code::Unavailable, format!("the system gives no random numbers: {error}"))
+    })?;
+    Ok(bytes)
 }
 
 /// Runs what blocks on a thread of its own.

@@ -1,5 +1,6 @@
-//! Long polls are woken by the store's notices, each only by those of its own instance. A
-//! notice may get lost, so every waiter also looks from time to time.
+//! Long polls are woken by the store's notices, each only by those of its own instance; whoever
+//! remembers tokens by those of tokens. A notice may get lost, so every waiter also looks from
+//! time to time.
 
 use std::{
     collections::HashMap,
@@ -12,7 +13,7 @@ use dormouse_core::{
     store::{Notice, Store},
 };
 use tokio::{
-    sync::Notify,
+    sync::{Notify, watch},
     time::{Duration, timeout},
 };
 
@@ -20,6 +21,8 @@ use tokio::{
 #[derive(Default)]
 pub(super) struct Watchers {
     waiting: Mutex<HashMap<InstanceKey, Vec<Arc<Notify>>>>,
+    /// How often tokens changed, as far as it was told.
+    pub(super) tokens: watch::Sender<u64>,
 }
 
 impl Watchers {
@@ -29,8 +32,12 @@ impl Watchers {
         while let Some(notice) = notices.next().await {
             match notice {
                 Notice::Instance(key) => self.wake(key),
-                Notice::Everything => self.wake_all(),
-                Notice::Wakes | Notice::Tokens => {}
+                Notice::Tokens => self.tokens.send_modify(|changes| *changes += 1),
+                Notice::Everything => {
+                    self.wake_all();
+                    self.tokens.send_modify(|changes| *changes += 1);
+                }
+                Notice::Wakes => {}
             }
         }
         // The store is closed; whoever waits hears so at its next look.
