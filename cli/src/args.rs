@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dormouse_core::config::Flags;
-use dormouse_management_sdk::{ImageRef, Status, Stream, Target, default_data_dir};
+use dormouse_management_sdk::{Authority, ImageRef, Status, Stream, Target, Token, default_data_dir};
 
 use crate::{config, exit::TABLE};
 
@@ -24,6 +24,14 @@ pub(crate) struct Global {
     /// Address of an environment [default: the services of the data directory]
     #[arg(long, global = true, env = "DORMOUSE_SERVER", value_name = "HOST:PORT")]
     pub(crate) server: Option<String>,
+    /// Trust only services of this authority: its authority.pem, or the fingerprint that `certs show` prints
+    /// [default: pki/authority.pem of the data directory]
+    #[arg(long, global = true, env = "DORMOUSE_CA", value_name = "FILE|sha256:HEX")]
+    pub(crate) ca: Option<String>,
+    /// Act as the holder of the token in this file; a token itself goes into DORMOUSE_TOKEN
+    /// [default: as administrator, by pki/administrator.pem of the data directory] [env: DORMOUSE_TOKEN_FILE]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
     /// Where the services keep everything, and where their certificates are
     /// [default: /var/lib/dormouse for root, else ~/.local/share/dormouse] [env: DORMOUSE_DATA_DIR]
     #[arg(long, global = true, value_name = "DIR")]
@@ -57,13 +65,21 @@ impl Global {
         Ok(std::path::absolute(dir)?)
     }
 
-    /// Where a client connects to.
+    /// Where a client connects to, whom it trusts, and who it is there.
     pub(crate) fn target(&self) -> anyhow::Result<Target> {
-        let target = Target::data_dir(self.directory()?);
-        Ok(match self.server.as_ref().filter(|server| !server.is_empty()) {
-            Some(server) => target.with_server(server),
-            None => target,
-        })
+        let named = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+        let token = match &self.token_file {
+            Some(path) => Token::File(path.clone()),
+            None => Token::from_environment()?,
+        };
+        let mut target = Target::data_dir(self.directory()?).with_token(token);
+        if let Some(server) = named(&self.server) {
+            target = target.with_server(server);
+        }
+        if let Some(authority) = named(&self.ca) {
+            target = target.with_authority(Authority::parse(&authority)?);
+        }
+        Ok(target)
     }
 }
 
@@ -414,6 +430,7 @@ mod tests {
             "delete a",
             "node list",
             "health --server h:1",
+            "list --server h:1 --ca authority.pem --token-file /run/secrets/token",
         ] {
             parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
         }
@@ -428,6 +445,7 @@ mod tests {
             "start n --env A",
             "nonsense",
             "list --limit 0",
+            "list --token dmt_A",
         ] {
             assert_eq!(parse(line).expect_err(line).exit_code(), 2, "{line}");
         }

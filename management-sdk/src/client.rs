@@ -10,13 +10,14 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use dormouse_proto::{
     call::{CallError, Caller, ManagementProtocol, Protocol},
     code::{Code, Retry},
-    endpoint::{self, ConnectError, Identity},
+    endpoint::{self, ConnectError},
     management::{self as wire, client_frame::Operation, server_frame::Outcome},
+    trust::Distrust,
 };
 use tokio::{net::UdpSocket, sync::Mutex, time::Instant};
 use tracing::debug;
 
-use crate::{Error, Target};
+use crate::{Error, Target, credentials};
 
 /// How long a client tries.
 #[derive(Clone, Debug)]
@@ -184,9 +185,10 @@ impl Inner {
     async fn open(&self) -> Result<Link, Error> {
         static NUMBER: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
         let address = self.target.address()?;
+        let token = self.target.token().read()?;
         let connection = tokio::select! {
             biased;
-            connection = self.handshake(&address) => connection?,
+            connection = self.handshake(&address, token.is_some()) => connection?,
             () = refused_by_everybody(&address) => return Err(Error::NobodyListens {
                 address,
                 data_dir: self.target.own_directory(),
@@ -197,7 +199,7 @@ impl Inner {
             operation: Some(Operation::Hello(wire::Hello {
                 protocol_version: ManagementProtocol::VERSION,
                 client: self.options.name.clone(),
-                token: String::new(),
+                token: token.unwrap_or_default(),
             })),
         };
         let opened = Caller::open(connection.clone(), hello).await;
@@ -206,19 +208,8 @@ impl Inner {
         Ok(Link { caller, connection, address, number })
     }
 
-    async fn handshake(&self, address: &str) -> Result<quinn::Connection, Error> {
-        let pki = self.target.pki();
-        let unreadable = |source: Box<dyn std::error::Error + Send + Sync>| Error::Credentials {
-            pki: pki.clone(),
-            source,
-        };
-        // Read anew each time: a certificate may have been renewed since.
-        let authority =
-            std::fs::read_to_string(pki.join("authority.pem")).map_err(|e| unreadable(e.into()))?;
-        let identity = Identity::load(&pki.join("administrator.pem"), &pki.join("administrator.key"))
-            .map_err(|e| unreadable(e.into()))?;
-        let config = endpoint::client_config::<ManagementProtocol>(&authority, Some(&identity))
-            .map_err(|e| unreadable(e.into()))?;
+    async fn handshake(&self, address: &str, has_token: bool) -> Result<quinn::Connection, Error> {
+        let config = credentials::config(&self.target, has_token)?;
         let connecting = endpoint::connect(&self.endpoint, config, address, endpoint::ENVIRONMENT_NAME);
         match tokio::time::timeout(self.options.connect_within, connecting).await {
             Ok(Ok(connection)) => Ok(connection),
@@ -230,33 +221,38 @@ impl Inner {
     fn not_connected(&self, address: &str, error: ConnectError) -> Error {
         match error {
             ConnectError::Address { .. } => Error::Argument(error.to_string()),
-            ConnectError::Untrusted { .. } => {
-                Error::Untrusted { address: address.to_owned(), pki: self.target.pki(), source: error.into() }
-            }
+            ConnectError::Untrusted { distrust, .. } => self.untrusted(address, distrust, error.into()),
             ConnectError::Silent { .. } | ConnectError::Failed { .. } => {
                 Error::NoAnswer { address: address.to_owned(), source: error.into() }
             }
         }
     }
 
+    fn untrusted(
+        &self,
+        address: &str,
+        distrust: Distrust,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    ) -> Error {
+        let remedy = credentials::remedy(&self.target, distrust);
+        Error::Untrusted { address: address.to_owned(), remedy, source }
+    }
+
     /// A server judges our certificate only after we believe that the handshake is done.
     fn lost(&self, address: &str, connection: &quinn::Connection, error: CallError) -> Error {
         let address = address.to_owned();
-        match (connection.close_reason(), error) {
-            (Some(reason), _) if is_tls_alert(&reason) => {
-                Error::Untrusted { address, pki: self.target.pki(), source: reason.into() }
-            }
-            (_, CallError::Refused { code, message }) => {
+        if let Some(reason) = connection.close_reason()
+            && let Some(distrust) = Distrust::of(&reason)
+        {
+            return self.untrusted(&address, distrust, reason.into());
+        }
+        match error {
+            CallError::Refused { code, message } => {
                 Error::Refused { code, message, retryable: code.retry() == Retry::Later }
             }
-            (_, error) => Error::Lost { address, patience: self.options.patience, source: error.into() },
+            error => Error::Lost { address, patience: self.options.patience, source: error.into() },
         }
     }
-}
-
-/// QUIC carries TLS alerts as the codes 0x100 to 0x1ff.
-fn is_tls_alert(error: &quinn::ConnectionError) -> bool {
-    matches!(error, quinn::ConnectionError::ConnectionClosed(close) if (0x100..0x200).contains(&u64::from(close.error_code)))
 }
 
 /// Why one call on one connection gave no answer.

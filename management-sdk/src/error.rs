@@ -62,19 +62,32 @@ pub enum Error {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The services do not accept who we say we are, or we do not accept them.
-    #[error(
-        "{address} and the certificates in {} do not belong together: copy `pki/` from the data directory of those \
-         services, or name the right data directory", .pki.display()
-    )]
+    #[error("the services at {address} and we do not trust each other: {remedy}")]
     Untrusted {
         /// Host and port.
         address: String,
-        /// Where the certificates were read.
-        pki: PathBuf,
+        /// What is wrong, and what to do.
+        remedy: String,
         /// What TLS said.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// There is neither a token nor a certificate.
+    #[error(
+        "there is no credential: set DORMOUSE_TOKEN, give --token-file, or name a data directory whose pki/ has an \
+         administrator's certificate ({} has none)", .pki.display()
+    )]
+    NoCredential {
+        /// Where a certificate was looked for.
+        pki: PathBuf,
+    },
+    /// Nothing tells whom to trust.
+    #[error(
+        "nothing says which services to trust ({} does not exist): name the cluster's authority with --ca or \
+         DORMOUSE_CA, by its authority.pem or its fingerprint, which `dormouse certs show` prints on the services' \
+         machine", .0.display()
+    )]
+    NoAuthority(PathBuf),
     /// A certificate or key could not be read.
     #[error(
         "cannot read the administrator's certificate in {}: run this as the user that runs the services, or copy \
@@ -84,6 +97,15 @@ pub enum Error {
         /// The folder.
         pki: PathBuf,
         /// What went wrong.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A file is there, and holds no usable certificate.
+    #[error("{} holds no usable certificate: copy it again from the services' machine", .path.display())]
+    Unusable {
+        /// The file, or the folder.
+        path: PathBuf,
+        /// What is wrong with it.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
@@ -131,7 +153,11 @@ impl Error {
             | Self::NeverStarted(_)
             | Self::NoAnswer { .. }
             | Self::Lost { .. } => Code::Unavailable,
-            Self::Untrusted { .. } | Self::Credentials { .. } => Code::Unauthenticated,
+            Self::Untrusted { .. }
+            | Self::NoCredential { .. }
+            | Self::NoAuthority(_)
+            | Self::Credentials { .. }
+            | Self::Unusable { .. } => Code::Unauthenticated,
             Self::File { .. } | Self::Argument(_) | Self::Json { .. } => Code::InvalidArgument,
             Self::Malformed { .. } | Self::Local(_) => Code::Internal,
         }
@@ -147,7 +173,10 @@ impl Error {
             | Self::NoAnswer { .. }
             | Self::Lost { .. } => true,
             Self::Untrusted { .. }
+            | Self::NoCredential { .. }
+            | Self::NoAuthority(_)
             | Self::Credentials { .. }
+            | Self::Unusable { .. }
             | Self::File { .. }
             | Self::Argument(_)
             | Self::Json { .. }
@@ -166,7 +195,10 @@ impl Error {
                 | Self::NoAnswer { .. }
                 | Self::Lost { .. }
                 | Self::Untrusted { .. }
+                | Self::NoCredential { .. }
+                | Self::NoAuthority(_)
                 | Self::Credentials { .. }
+                | Self::Unusable { .. }
         )
     }
 

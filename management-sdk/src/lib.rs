@@ -30,6 +30,7 @@
 //! still be done.
 
 mod client;
+mod credentials;
 mod error;
 mod history;
 mod id;
@@ -41,11 +42,13 @@ mod nodes;
 mod payload;
 mod target;
 mod time;
+mod token;
 mod upload;
 mod watch;
 
 pub use client::{Client, Options};
 pub use dormouse_proto::code::Code;
+pub use dormouse_proto::trust::Fingerprint;
 pub use error::Error;
 pub use history::{Attempt, Checkpoint, CheckpointPage, Event, EventPage};
 pub use id::new_instance_id;
@@ -55,7 +58,8 @@ pub use instances::{InstancePage, ListInstances, StartInstance, Started};
 pub use logs::{LogChunk, LogFollower, LogRead, Stream};
 pub use nodes::{Health, Node};
 pub use payload::{Encoding, Payload};
-pub use target::{Target, default_data_dir};
+pub use target::{Authority, Target, default_data_dir};
 pub use time::Timestamp;
+pub use token::{Secret, Token};
 pub use upload::{UploadProgress, Uploaded};
 pub use watch::{WaitOutcome, Watch};

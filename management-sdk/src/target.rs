@@ -1,10 +1,16 @@
-//! Where the services are and who we are to them: an address and a folder of certificates.
+//! Where the services are, whom we trust to be them, and who we are to them.
+//!
+//! On the services' machine the data directory answers all three. Elsewhere they are said one by one: an address,
+//! the cluster's authority (its certificate or that one's fingerprint), and a token. Files are read anew at each
+//! connect, so that what was renewed or exchanged is found.
 
 use std::path::{Path, PathBuf};
 
-use crate::Error;
+use dormouse_proto::trust::Fingerprint;
 
-/// The address of an environment and the folder that holds the administrator's certificate.
+use crate::{Error, token::Token};
+
+/// An environment, whom we trust to be it, and who we are to it.
 ///
 /// Without an address of its own it is read from the data directory at each connect, so
 /// that services which come back on another port are found again.
@@ -12,35 +18,86 @@ use crate::Error;
 pub struct Target {
     server: Option<String>,
     data_dir: PathBuf,
+    authority: Authority,
+    token: Token,
+}
+
+/// The authority that the services must be of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Authority {
+    /// The one of the data directory: `pki/authority.pem`.
+    #[default]
+    OfDirectory,
+    /// The one whose certificate is in this PEM file.
+    File(PathBuf),
+    /// The one whose certificate has this fingerprint.
+    Fingerprint(Fingerprint),
+}
+
+impl Authority {
+    /// A file's path, or a fingerprint as `dormouse certs show` prints it.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        if text.starts_with("sha256:") {
+            let fingerprint =
+                text.parse().map_err(|error| Error::Argument(format!("the authority: {error}")))?;
+            return Ok(Self::Fingerprint(fingerprint));
+        }
+        Ok(Self::File(text.into()))
+    }
 }
 
 impl Target {
-    /// The services of this data directory.
+    /// The services of this data directory, as its administrator.
     #[must_use]
     pub fn data_dir(path: impl Into<PathBuf>) -> Self {
-        Self { server: None, data_dir: path.into() }
+        Self { server: None, data_dir: path.into(), authority: Authority::OfDirectory, token: Token::None }
     }
 
-    /// The services at `host:port`, with the certificates in the data directory's `pki/`.
+    /// The services at `host:port`, with the certificates in the data directory's `pki/` for all that is
+    /// not said otherwise.
     #[must_use]
     pub fn with_server(mut self, address: impl Into<String>) -> Self {
         self.server = Some(address.into());
         self
     }
 
-    /// `DORMOUSE_SERVER` and `DORMOUSE_DATA_DIR`, each with its default.
+    /// Only services of this authority.
+    #[must_use]
+    pub fn with_authority(mut self, authority: Authority) -> Self {
+        self.authority = authority;
+        self
+    }
+
+    /// As the holder of a token, with its tenant and its rights; no certificate is shown then.
+    #[must_use]
+    pub fn with_token(mut self, token: Token) -> Self {
+        self.token = token;
+        self
+    }
+
+    /// `DORMOUSE_SERVER`, `DORMOUSE_CA`, `DORMOUSE_TOKEN` or `DORMOUSE_TOKEN_FILE`, and `DORMOUSE_DATA_DIR`, each
+    /// with its default.
     pub fn from_environment() -> Result<Self, Error> {
-        let mut target = Self::data_dir(default_data_dir()?);
-        if let Some(server) = variable("DORMOUSE_SERVER") {
-            let server = server.into_string().map_err(|value| {
-                Error::Argument(format!(
-                    "DORMOUSE_SERVER is {}; it must be text such as 127.0.0.1:8002",
-                    value.display()
-                ))
-            })?;
+        let mut target = Self::data_dir(default_data_dir()?).with_token(Token::from_environment()?);
+        if let Some(server) = text_variable("DORMOUSE_SERVER", "text such as 127.0.0.1:8002")? {
             target = target.with_server(server);
         }
+        if let Some(authority) = text_variable("DORMOUSE_CA", "a file's path or a fingerprint")? {
+            target = target.with_authority(Authority::parse(&authority)?);
+        }
         Ok(target)
+    }
+
+    /// Whom we trust.
+    #[must_use]
+    pub fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    /// Where the secret that we show comes from.
+    #[must_use]
+    pub fn token(&self) -> &Token {
+        &self.token
     }
 
     /// The data directory: of the services themselves, or one that holds only `pki/`.
@@ -124,12 +181,18 @@ pub fn default_data_dir() -> Result<PathBuf, Error> {
     }
 }
 
+/// An environment variable that is set and not empty, as text.
+fn text_variable(name: &str, example: &str) -> Result<Option<String>, Error> {
+    let text = variable(name).map(std::ffi::OsString::into_string).transpose();
+    text.map_err(|value| Error::Argument(format!("{name} is {}; it must be {example}", value.display())))
+}
+
 /// An environment variable that is set and not empty.
 #[expect(
     clippy::disallowed_methods,
     reason = "a controller's configuration: read once, when a target is made"
 )]
-fn variable(name: &str) -> Option<std::ffi::OsString> {
+pub(crate) fn variable(name: &str) -> Option<std::ffi::OsString> {
     std::env::var_os(name).filter(|value| !value.is_empty())
 }
 
@@ -156,6 +219,18 @@ mod tests {
             let error = parse_address(given).expect_err(given);
             assert!(error.to_string().contains("HOST:PORT"), "{error}");
         }
+    }
+
+    #[test]
+    fn an_authority_is_a_file_or_a_fingerprint() {
+        let text = format!("sha256:{}", "0f".repeat(32));
+        let Authority::Fingerprint(found) = Authority::parse(&text).expect("a fingerprint") else {
+            panic!("taken for a file")
+        };
+        assert_eq!(found.to_string(), text);
+        assert_eq!(Authority::parse("a/b.pem").expect("a path"), Authority::File("a/b.pem".into()));
+        let error = Authority::parse("sha256:12").expect_err("too short");
+        assert!(error.to_string().contains("64 hexadecimal digits"), "{error}");
     }
 
     #[test]

@@ -14,8 +14,8 @@ use dormouse_environment::{
     management::{Options as ServerOptions, Parts, Server, ThisNode},
 };
 use dormouse_management_sdk::{
-    Client, Code, Error, ImageRef, ListInstances, LogRead, Options, Payload, StartInstance, Status, Stream,
-    Target, UploadProgress, WaitOutcome,
+    Authority as Trusted, Client, Code, Error, ImageRef, ListInstances, LogRead, Options, Payload,
+    StartInstance, Status, Stream, Target, Token, UploadProgress, WaitOutcome,
 };
 use dormouse_proto::identity::Authority;
 use tempfile::TempDir;
@@ -405,6 +405,8 @@ async fn who_cannot_be_reached_or_trusted_is_told_apart() {
     };
     assert!(matches!(error, Error::Untrusted { .. }), "{error:?}");
 
+    only_what_is_named_is_trusted(&services, address.trim()).await;
+
     services.stop().await;
     // The kernel closes the socket a moment after the server has ended; until then it refuses.
     let nobody = async {
@@ -419,6 +421,40 @@ async fn who_cannot_be_reached_or_trusted_is_told_apart() {
     };
     let error = tokio::time::timeout(Duration::from_secs(20), nobody).await.expect("noticed");
     assert!(error.to_string().contains("dormouse up"), "{error}");
+}
+
+/// From elsewhere: an address, an authority by its file or fingerprint, and a credential.
+async fn only_what_is_named_is_trusted(services: &Services, address: &str) {
+    let elsewhere = tempfile::tempdir().expect("a folder");
+    let at = |dir: &std::path::Path| Target::data_dir(dir).with_server(address);
+    let pem = services.data().join("pki/authority.pem");
+    let text = std::fs::read_to_string(&pem).expect("the authority");
+    let fingerprint = dormouse_management_sdk::Fingerprint::of_pem(&text).expect("a certificate");
+    let token = || Token::text("dmt_NOBODYGAVETHIS").expect("looks like one");
+
+    let error = Client::connect(at(elsewhere.path())).await.expect_err("nobody");
+    assert!(matches!(error, Error::NoCredential { .. }), "{error}");
+    let error = Client::connect(at(elsewhere.path()).with_token(token())).await.expect_err("whom to trust?");
+    assert!(matches!(error, Error::NoAuthority(_)) && error.to_string().contains("--ca"), "{error}");
+
+    for authority in [Trusted::File(pem), Trusted::Fingerprint(fingerprint)] {
+        // The administrator of this machine, who looks twice.
+        let target = at(services.data()).with_authority(authority.clone());
+        Client::connect(target.clone()).await.expect("trusted").health().await.expect("answered");
+        for target in
+            [at(elsewhere.path()).with_authority(authority).with_token(token()), target.with_token(token())]
+        {
+            let error = match Client::connect(target).await {
+                Ok(client) => client.health().await.expect_err("not let in"),
+                Err(error) => error,
+            };
+            assert!(error.refused_with(Code::Unauthenticated), "{error:?}");
+            assert!(error.to_string().contains("token"), "{error}");
+        }
+    }
+    let wrong = Trusted::parse(&format!("sha256:{}", "00".repeat(32))).expect("a fingerprint");
+    let error = Client::connect(at(services.data()).with_authority(wrong)).await.expect_err("another one");
+    assert!(matches!(error, Error::Untrusted { .. }) && error.to_string().contains("sha256:000"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

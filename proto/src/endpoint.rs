@@ -25,6 +25,7 @@ use tokio::time::timeout;
 use crate::call::Protocol;
 use crate::code::{Code, Coded};
 use crate::limits;
+use crate::trust::{Distrust, Trust};
 
 /// The name in the certificate of every core replica.
 pub const CORE_NAME: &str = "core.dormouse";
@@ -104,9 +105,9 @@ pub enum TlsError {
     /// Certificate and key do not fit, or the authority is none.
     #[error("the certificates are not usable; issue them again")]
     Unusable(#[source] rustls::Error),
-    /// The list of accepted client certificates could not be made.
-    #[error("the authority for client certificates is not usable; issue it again")]
-    Clients(#[source] rustls::client::VerifierBuilderError),
+    /// Nothing can be checked against the authority's certificate.
+    #[error("the authority's certificate is not usable; issue it again")]
+    Authority(#[source] rustls::client::VerifierBuilderError),
     /// The provider lacks what QUIC needs.
     #[error("the TLS provider lacks the cipher suite that QUIC starts with; this is a defect of the build")]
     Provider(#[source] NoInitialCipherSuite),
@@ -137,6 +138,8 @@ pub enum ConnectError {
     Untrusted {
         /// The address.
         address: String,
+        /// Which of the two ends has to be mended.
+        distrust: Distrust,
         /// What TLS says.
         reason: String,
     },
@@ -230,24 +233,25 @@ pub fn client_endpoint() -> io::Result<quinn::Endpoint> {
     quinn::Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(TokioRuntime))
 }
 
-/// How to connect: trusts the authority alone, and shows `identity` if the server asks for one.
+/// How to connect: trusts the authority alone, and shows `identity` if there is one and the server asks.
 pub fn client_config<P: Protocol>(
     authority_pem: &str,
     identity: Option<&Identity>,
 ) -> Result<quinn::ClientConfig, TlsError> {
-    client_config_with::<P>(authority_pem, identity, &Transport::default())
+    client_config_with::<P>(Trust::Authority(authority_pem), identity, &Transport::default())
 }
 
-/// As [`client_config`], with another transport.
+/// As [`client_config`], with another kind of trust and another transport.
 pub fn client_config_with<P: Protocol>(
-    authority_pem: &str,
+    trust: Trust<'_>,
     identity: Option<&Identity>,
     transport: &Transport,
 ) -> Result<quinn::ClientConfig, TlsError> {
     let builder = rustls::ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(TlsError::Unusable)?
-        .with_root_certificates(roots(authority_pem)?);
+        .dangerous() // the name is rustls's; what is given checks all that its own one does
+        .with_custom_certificate_verifier(trust.verifier(provider())?);
     let mut tls = match identity {
         Some(identity) => {
             builder.with_client_auth_cert(identity.chain()?, identity.key()?).map_err(TlsError::Unusable)?
@@ -309,21 +313,13 @@ async fn connect_to(
         Ok(Err(ConnectionError::TimedOut)) | Err(_) => {
             Err(ConnectError::Silent { address: address.to_string() })
         }
-        Ok(Err(error)) if is_tls(&error) => {
-            Err(ConnectError::Untrusted { address: address.to_string(), reason: error.to_string() })
-        }
-        Ok(Err(error)) => Err(failed(error.to_string())),
+        Ok(Err(error)) => Err(match Distrust::of(&error) {
+            Some(distrust) => {
+                ConnectError::Untrusted { address: address.to_string(), distrust, reason: error.to_string() }
+            }
+            None => failed(error.to_string()),
+        }),
     }
-}
-
-/// Whether TLS ended a handshake: QUIC's codes 0x100 to 0x1ff are TLS alerts.
-fn is_tls(error: &ConnectionError) -> bool {
-    let code = match error {
-        ConnectionError::TransportError(error) => u64::from(error.code),
-        ConnectionError::ConnectionClosed(close) => u64::from(close.error_code),
-        _ => return false,
-    };
-    (0x100..0x200).contains(&code)
 }
 
 /// An endpoint that accepts connections at `address`, as `identity`. Must be called inside a tokio runtime.
@@ -445,7 +441,7 @@ pub fn server_config<P: Protocol>(
             let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider())
                 .allow_unauthenticated() // a token in the hello may stand in
                 .build();
-            builder.with_client_cert_verifier(verifier.map_err(TlsError::Clients)?)
+            builder.with_client_cert_verifier(verifier.map_err(TlsError::Authority)?)
         }
         None => builder.with_no_client_auth(),
     };
@@ -492,7 +488,7 @@ fn provider() -> Arc<CryptoProvider> {
 /// What is named when the authority's PEM is not usable.
 const AUTHORITY: &str = "authority's certificate";
 
-fn roots(authority_pem: &str) -> Result<RootCertStore, TlsError> {
+pub(crate) fn roots(authority_pem: &str) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(AUTHORITY, authority_pem)? {
         roots.add(certificate).map_err(TlsError::Unusable)?;
@@ -500,7 +496,7 @@ fn roots(authority_pem: &str) -> Result<RootCertStore, TlsError> {
     Ok(roots)
 }
 
-fn certificates(what: &'static str, pem: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+pub(crate) fn certificates(what: &'static str, pem: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
     let found = found.map_err(|source| TlsError::Pem { what, source })?;
     if found.is_empty() { Err(TlsError::Empty { what }) } else { Ok(found) }

@@ -11,6 +11,7 @@
 //! | [`call`] | requests and answers, many in flight, and pushes, over one connection |
 //! | `door` (feature `server`) | who may come in: places for connections |
 //! | [`endpoint`] | the one place that configures quinn and rustls |
+//! | [`trust`] | whom a client trusts, by certificate or by fingerprint |
 //! | `peer` (feature `server`) | who a client proved to be by its certificate |
 //! | `identity` (feature `identity`) | the cluster's authority and the certificates it signs |
 //! | [`code`] | the table of error codes |
@@ -33,6 +34,7 @@ pub mod peer;
 #[cfg(feature = "server")]
 mod restart;
 mod secret;
+pub mod trust;
 
 /// The instance protocol: a workflow's process and core.
 #[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated code")]

@@ -25,6 +25,7 @@ use dormouse_proto::{
     endpoint::{CORE_NAME, Transport, client_config_with, client_endpoint, connect},
     instance::{self, ServerFrame, client_frame, server_frame},
     launch::LaunchDocument,
+    trust::Trust,
 };
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
@@ -130,8 +131,12 @@ impl Link {
     fn new(document: LaunchDocument) -> Result<Self, String> {
         let endpoint = client_endpoint().map_err(|error| format!("no socket for the connection: {error}"))?;
         let transport = Transport { keep_alive: KEEP_ALIVE, ..Transport::default() };
-        let config = client_config_with::<InstanceProtocol>(&document.authority_pem, None, &transport)
-            .map_err(|error| format!("the launch document's authority: {error}"))?;
+        let config = client_config_with::<InstanceProtocol>(
+            Trust::Authority(&document.authority_pem),
+            None,
+            &transport,
+        )
+        .map_err(|error| format!("the launch document's authority: {error}"))?;
         Ok(Self { document, endpoint, config, known: false, rounds: 0 })
     }
 

@@ -2,12 +2,12 @@
 
 use dormouse_proto::call::{CallError, Callee, Caller, InstanceProtocol, ManagementProtocol};
 use dormouse_proto::code::{Code, Coded};
-use dormouse_proto::endpoint::{self, CORE_NAME, ConnectError, ENVIRONMENT_NAME, Identity};
+use dormouse_proto::endpoint::{self, CORE_NAME, ConnectError, ENVIRONMENT_NAME};
 use dormouse_proto::identity::{Authority, Role};
 use dormouse_proto::peer::Peer;
-use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair};
+use rcgen::ExtendedKeyUsagePurpose;
 
-use crate::pair::{LOOPBACK, Pair, Place, echo, hello, request, soon, told};
+use crate::pair::{LOOPBACK, Pair, Place, certificate, echo, hello, request, soon, told};
 
 #[tokio::test]
 async fn the_first_request_rides_with_the_hello() {
@@ -109,13 +109,17 @@ async fn a_client_is_who_its_certificate_says_or_nobody() {
     let elsewhere = tempfile::tempdir().expect("a temporary folder");
     let stranger = Authority::open_or_create(elsewhere.path()).expect("another authority");
 
+    let shown_by =
+        |name, days_left| certificate(folder.path(), name, ExtendedKeyUsagePurpose::ClientAuth, days_left);
     let shown = [
         (Some(authority.identity(Role::Administrator).expect("a certificate")), Some(Peer::Administrator)),
         (Some(authority.identity(Role::Core).expect("a certificate")), None),
         (Some(authority.identity(Role::Environment).expect("a certificate")), None),
         (Some(stranger.identity(Role::Administrator).expect("a certificate")), None),
-        (Some(client_certificate(folder.path(), "somebody.dormouse")), Some(Peer::Other)),
-        (Some(client_certificate(folder.path(), "*.dormouse")), Some(Peer::Other)),
+        (Some(shown_by("somebody.dormouse", 9)), Some(Peer::Other)),
+        (Some(shown_by("*.dormouse", 9)), Some(Peer::Other)),
+        (Some(shown_by("administrator.dormouse", 9)), Some(Peer::Administrator)),
+        (Some(shown_by("administrator.dormouse", -1)), None),
         (None, Some(Peer::Anonymous)),
     ];
     for (identity, expected) in shown {
@@ -130,18 +134,6 @@ async fn a_client_is_who_its_certificate_says_or_nobody() {
             soon("the refusal", connection.closed()).await;
         }
     }
-}
-
-/// A certificate of the folder's authority, for clients, with this name.
-fn client_certificate(folder: &std::path::Path, name: &str) -> Identity {
-    let read = |name: &str| std::fs::read_to_string(folder.join(name)).expect("a file");
-    let authority_key = KeyPair::from_pem(&read("authority.key")).expect("a key");
-    let issuer = Issuer::from_ca_cert_pem(&read("authority.pem"), authority_key).expect("an authority");
-    let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-    let key = KeyPair::generate().expect("a key");
-    let certificate_pem = params.signed_by(&key, &issuer).expect("a certificate").pem();
-    Identity { certificate_pem, key_pem: key.serialize_pem() }
 }
 
 #[tokio::test]

@@ -6,9 +6,11 @@ use std::path::Path;
 use std::sync::Barrier;
 use std::time::{Duration, SystemTime};
 
-use dormouse_proto::endpoint::Identity;
+use dormouse_proto::endpoint::{CORE_NAME, Identity};
 use dormouse_proto::identity::{Authority, IdentityError, Role};
-use rcgen::{CertificateParams, Issuer, KeyPair, date_time_ymd};
+use rcgen::ExtendedKeyUsagePurpose;
+
+use crate::pair::certificate;
 
 const ROLES: [Role; 3] = [Role::Core, Role::Environment, Role::Administrator];
 
@@ -172,23 +174,11 @@ fn a_certificate_is_made_anew_before_it_expires() {
 }
 
 /// Writes a certificate for core, by the folder's authority, that is valid for so many more days.
-#[expect(clippy::disallowed_methods, reason = "certificates expire by the machine's clock")]
 fn issue(folder: &Path, days_left: i64) -> String {
-    let read = |name: &str| fs::read_to_string(folder.join(name)).expect("a file");
-    let authority_key = KeyPair::from_pem(&read("authority.key")).expect("a key");
-    let issuer = Issuer::from_ca_cert_pem(&read("authority.pem"), authority_key).expect("an authority");
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
-    let day = Duration::from_hours(24);
-    let mut params = CertificateParams::new(vec!["core.dormouse".to_owned()]).expect("a name");
-    params.not_before = date_time_ymd(1970, 1, 1) + now - day * 300;
-    let left = day * u32::try_from(days_left.abs()).expect("small");
-    let now = date_time_ymd(1970, 1, 1) + now;
-    params.not_after = if days_left < 0 { now - left } else { now + left };
-    let key = KeyPair::generate().expect("a key");
-    let certificate = params.signed_by(&key, &issuer).expect("a certificate").pem();
-    for (name, text) in [("core.key", key.serialize_pem()), ("core.pem", certificate.clone())] {
+    let made = certificate(folder, CORE_NAME, ExtendedKeyUsagePurpose::ServerAuth, days_left);
+    for (name, text) in [("core.key", &made.key_pem), ("core.pem", &made.certificate_pem)] {
         fs::write(folder.join(name), text).expect("written");
         fs::set_permissions(folder.join(name), fs::Permissions::from_mode(0o600)).expect("changed");
     }
-    certificate
+    made.certificate_pem
 }

@@ -6,3 +6,4 @@ mod hostile;
 mod identity;
 mod pair;
 mod restart;
+mod trust;

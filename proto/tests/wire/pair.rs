@@ -2,7 +2,8 @@
 
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use dormouse_proto::call::{Callee, Caller, InstanceProtocol, Protocol, Pushes};
 use dormouse_proto::endpoint::{self, CORE_NAME, ConnectError, Identity};
@@ -14,6 +15,7 @@ use dormouse_proto::instance::{
     checkpoint, stored_checkpoint,
 };
 use quinn::{Connection, Endpoint};
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, date_time_ymd};
 use tempfile::TempDir;
 
 pub(crate) const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
@@ -117,6 +119,30 @@ pub(crate) fn told(answer: &ServerFrame) -> (String, usize) {
     };
     let Some(stored_checkpoint::Value::Payload(payload)) = &stored.value else { panic!("no payload") };
     (stored.operation.clone().expect("a name").name, payload.data.len())
+}
+
+/// A certificate by the authority in `folder`, for `name`, that is valid for so many more days.
+#[expect(clippy::disallowed_methods, reason = "certificates expire by the machine's clock")]
+pub(crate) fn certificate(
+    folder: &Path,
+    name: &str,
+    usage: ExtendedKeyUsagePurpose,
+    days_left: i64,
+) -> Identity {
+    let read = |name: &str| std::fs::read_to_string(folder.join(name)).expect("a file");
+    let authority_key = KeyPair::from_pem(&read("authority.key")).expect("a key");
+    let issuer = Issuer::from_ca_cert_pem(&read("authority.pem"), authority_key).expect("an authority");
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
+    let day = Duration::from_hours(24);
+    let now = date_time_ymd(1970, 1, 1) + now;
+    let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+    params.not_before = now - day * 300;
+    let left = day * u32::try_from(days_left.abs()).expect("small");
+    params.not_after = if days_left < 0 { now - left } else { now + left };
+    params.extended_key_usages = vec![usage];
+    let key = KeyPair::generate().expect("a key");
+    let certificate_pem = params.signed_by(&key, &issuer).expect("a certificate").pem();
+    Identity { certificate_pem, key_pem: key.serialize_pem() }
 }
 
 fn operation(name: &str) -> OperationName {
