@@ -18,7 +18,6 @@ pub fn options(settings: &Settings, core: Core, environment: BTreeMap<OsString, 
         core: if named.is_empty() { core } else { Core::At(named) },
         slots: values.slots.map(|slots| usize::try_from(slots).unwrap_or(usize::MAX)),
         environment,
-        lease: values.lease,
         launch_deadline: values.launch_deadline,
         idle_before_suspend: values.idle_before_suspend,
         image_bytes: values.image_bytes.0,
@@ -43,7 +42,7 @@ mod tests {
         let settings = Sources::default().load().expect("defaults are good");
         let options = options(&settings, Core::At(Vec::new()), BTreeMap::new());
         let node = environment::Options::new(String::new(), Vec::new(), String::new());
-        assert_eq!(options.lease, node.lease);
+        assert_eq!(settings.values.lease, dormouse_core::store::DEFAULT_LEASE);
         assert_eq!(options.image_bytes, node.image_bytes);
         assert_eq!(options.stream_bytes, supervisor::Options::default().stream_bytes);
         assert_eq!(options.launch_deadline, scheduler::Options::default().launch_deadline);

@@ -5,6 +5,10 @@
 //! too: claims stop, launches that are under way finish, processes stay for the next life (or
 //! are ended, see [`Handle::end_processes`]).
 //!
+//! A node that learns that its lease is lost kills its processes, since others go on with their
+//! instances, takes a new lease, settles and goes on: nobody has to help it. If another service
+//! took the lease, with a copy of this node's directory, it kills them and ends with an error.
+//!
 //! It opens no port: the management server is given a [`Handle`] and runs beside it.
 
 use std::{collections::BTreeMap, ffi::OsString, io, time::Duration};
@@ -12,24 +16,27 @@ use std::{collections::BTreeMap, ffi::OsString, io, time::Duration};
 use dormouse_core::{
     domain::id::NodeId,
     fault, logging,
-    store::{self, AttemptRef, Kind, NewNode, NodeLease, NodeReport, Store},
+    store::{self, AttemptRef, Kind, NewNode, NodeLease, Store},
 };
 use dormouse_proto::code::{Code, Coded, Retry};
 use tokio::{
     task::{JoinError, JoinSet, spawn_blocking},
-    time::sleep,
+    time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, info, warn};
 
 use crate::{
     attempts::{AttemptId, Attempts, Retention},
+    condition::Condition,
     house::House,
     images::{DEFAULT_MAX_BYTES, Images},
     launcher::{DEFAULT_OPEN_FILES, Launcher, Surroundings},
+    lease::LeaseKeeper,
     node::{DataDirectory, DirectoryError, Slots, default_slots, host_name},
     scheduler::{self, WakeScheduler},
     supervisor::{self, Adopted, Found, Supervisor, chain},
+    watch::{self, Watcher},
 };
 
 /// What a node is told at its start.
@@ -53,8 +60,6 @@ pub struct Options {
     pub open_files: u64,
     /// How much of what ended attempts wrote is kept.
     pub retention: Retention,
-    /// How long the node's lease lasts unrenewed, on PostgreSQL.
-    pub lease: Duration,
     /// How wakes are claimed.
     pub scheduler: scheduler::Options,
     /// How processes are watched.
@@ -74,7 +79,6 @@ impl Options {
             image_bytes: DEFAULT_MAX_BYTES,
             open_files: DEFAULT_OPEN_FILES,
             retention: Retention::default(),
-            lease: Duration::from_secs(15),
             scheduler: scheduler::Options::default(),
             supervisor: supervisor::Options::default(),
         }
@@ -131,6 +135,8 @@ pub struct Handle {
     pub launcher: Launcher,
     /// How many processes run here.
     pub slots: Slots,
+    /// Whether it claims, and why not.
+    pub condition: Condition,
     end_processes: CancellationToken,
 }
 
@@ -147,6 +153,7 @@ impl Handle {
 pub struct Environment {
     options: Options,
     store: Store,
+    node: NewNode,
     lease: NodeLease,
     handle: Handle,
     adopted: Vec<Adopted>,
@@ -158,19 +165,21 @@ impl Environment {
     /// Takes the lease, adopts and settles. Within a tokio runtime.
     pub async fn open(directory: DataDirectory, store: Store, options: Options) -> Result<Self, Error> {
         let handle = open_parts(&directory, &options).await?;
-        let lease = store
-            .lease_node(NewNode {
-                id: directory.node().clone(),
-                name: host_name(),
-                address: options.address.clone(),
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                slots: u32::try_from(options.slots).unwrap_or(u32::MAX),
-                lease: options.lease,
-            })
-            .await?;
+        let node = NewNode {
+            id: directory.node().clone(),
+            name: host_name(),
+            address: options.address.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            slots: u32::try_from(options.slots).unwrap_or(u32::MAX),
+            lease: store.lease(),
+        };
+        let lease = store.lease_node(node.clone()).await?;
         fault::point("environment.leased");
         let adopted = settle(&handle.attempts, &store, &lease).await?;
-        Ok(Self { options, store, lease, handle, adopted, directory })
+        let this = Self { options, store, node, lease, handle, adopted, directory };
+        // What was asked of it before it was started: a drained node stays drained.
+        this.keeper().renew().await?;
+        Ok(this)
     }
 
     /// For whoever runs beside it.
@@ -180,56 +189,56 @@ impl Environment {
 
     /// Runs until `shutdown`, or until processes are to be ended, or until trying again cannot
     /// help. Then processes stay, unless [`Handle::end_processes`] was called.
-    pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
-        let Self { options, store, lease, handle, adopted, directory } = self;
-        // Whatever ends first ends the others: claims before the supervisor that takes them.
+    pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), Error> {
+        loop {
+            let ended = self.live(&shutdown).await;
+            let stopping = shutdown.is_cancelled() || self.handle.end_processes.is_cancelled();
+            match ended {
+                // Its processes are gone, so there is nothing left to lose.
+                Err(error) if is_lease_lost(&error) && stopping => return Ok(()),
+                Err(error) if is_lease_lost(&error) => {
+                    if !self.begin_again(&shutdown).await? {
+                        return Ok(());
+                    }
+                }
+                ended => return ended,
+            }
+        }
+    }
+
+    fn keeper(&self) -> LeaseKeeper {
+        let (store, lease) = (self.store.clone(), self.lease.clone());
+        LeaseKeeper::new(store, lease, self.handle.condition.clone(), self.directory.path().to_owned())
+    }
+
+    /// As long as one lease lasts.
+    async fn live(&mut self, shutdown: &CancellationToken) -> Result<(), Error> {
+        // Whatever ends first ends the others: claims before the supervisor that takes them, and
+        // the lease last, so that nobody takes over what is being ended in order.
         let (stop_claims, leave) = (shutdown.child_token(), CancellationToken::new());
-        let lost = CancellationToken::new();
+        let (lost, let_go) = (CancellationToken::new(), CancellationToken::new());
         let ends = supervisor::Shutdown {
             leave: leave.clone(),
-            end_processes: handle.end_processes.clone(),
+            end_processes: self.handle.end_processes.clone(),
             lost: lost.clone(),
         };
-        let (supervisor, starts) = Supervisor::new(
-            options.supervisor,
-            store.clone(),
-            handle.attempts.clone(),
-            handle.launcher.clone(),
-            lease.clone(),
-            handle.slots.clone(),
-        );
-        let (scheduler, _) =
-            WakeScheduler::new(options.scheduler, store.clone(), lease.clone(), handle.slots.clone(), starts);
-        let mut tasks: JoinSet<Result<Part, Error>> = JoinSet::new();
-        tasks.spawn(
-            async move { supervisor.run(adopted, ends).await.map(|()| Part::Supervisor).map_err(Into::into) }
-                .in_current_span(),
-        );
-        let stop = stop_claims.clone();
-        let scheduling =
-            async move { scheduler.run(stop).await.map(|()| Part::Scheduler).map_err(Into::into) };
-        tasks.spawn(scheduling.in_current_span());
-        let keeping = keep_lease(store.clone(), lease.clone(), handle.clone(), options.lease, leave.clone());
-        tasks.spawn(keeping.in_current_span());
-        let house = House::new(store.clone(), handle.images.clone(), handle.attempts.clone());
-        let stop = leave.clone();
-        tasks.spawn(async move { house.run(stop).await.map(|()| Part::House) }.in_current_span());
-
+        let mut tasks = self.spawn_parts(ends, &stop_claims, &let_go);
+        let condition = self.handle.condition.clone();
         let mut result = Ok(());
         let mut ended = async |tasks: &mut JoinSet<_>| match tasks.join_next().await {
             None => false,
             Some(done) => {
                 match done.map_err(Error::from).flatten() {
                     Ok(Part::Scheduler) => leave.cancel(),
-                    Ok(Part::Supervisor | Part::Lease | Part::House) => {}
+                    Ok(Part::Supervisor) => let_go.cancel(),
+                    Ok(Part::Lease | Part::Watcher | Part::House) => {}
                     Err(error) => {
-                        if let Error::Store(
-                            store::Error::LeaseLost { .. } | store::Error::LeaseTaken { .. },
-                        ) = error
-                        {
+                        if ends_lease(&error) {
+                            condition.change(|facts| _ = facts.lease_lost.get_or_insert_with(Instant::now));
                             lost.cancel();
                         }
                         leave.cancel();
+                        let_go.cancel();
                         if result.is_ok() {
                             result = Err(error);
                         }
@@ -239,19 +248,123 @@ impl Environment {
                 true
             }
         };
-        let end_processes = handle.end_processes.clone();
+        let end_processes = self.handle.end_processes.clone();
         loop {
             tokio::select! {
                 more = ended(&mut tasks) => if !more { break },
                 () = end_processes.cancelled(), if !stop_claims.is_cancelled() => stop_claims.cancel(),
             }
         }
-        if handle.end_processes.is_cancelled() && result.is_ok() {
+        if end_processes.is_cancelled() && result.is_ok() {
             // Every process has ended and nobody claims any more.
-            result = store.settle(&lease, &[]).await.map(drop).map_err(Into::into);
+            result = self.store.settle(&self.lease, &[]).await.map(drop).map_err(Into::into);
         }
-        drop(directory);
         result
+    }
+
+    fn spawn_parts(
+        &mut self,
+        ends: supervisor::Shutdown,
+        stop_claims: &CancellationToken,
+        let_go: &CancellationToken,
+    ) -> JoinSet<Result<Part, Error>> {
+        let Self { options, store, lease, handle, .. } = self;
+        let Handle { attempts, launcher, slots, condition, .. } = handle.clone();
+        let (supervisor, starts) = Supervisor::new(
+            options.supervisor.clone(),
+            store.clone(),
+            attempts,
+            launcher,
+            lease.clone(),
+            slots.clone(),
+            &condition,
+        );
+        let (scheduler, _) = WakeScheduler::new(
+            options.scheduler.clone(),
+            store.clone(),
+            lease.clone(),
+            slots,
+            condition,
+            starts,
+        );
+        let house = House::new(store.clone(), handle.images.clone(), handle.attempts.clone());
+        let keeper = self.keeper();
+        let adopted = std::mem::take(&mut self.adopted);
+        let mut tasks = JoinSet::new();
+        let watching = async move {
+            supervisor.run(adopted, ends).await.map(|()| Part::Supervisor).map_err(Error::from)
+        };
+        tasks.spawn(watching.in_current_span());
+        let stop = stop_claims.clone();
+        let scheduling =
+            async move { scheduler.run(stop).await.map(|()| Part::Scheduler).map_err(Into::into) };
+        tasks.spawn(scheduling.in_current_span());
+        let stop = let_go.clone();
+        let keeping = async move { keeper.run(stop).await.map(|()| Part::Lease).map_err(Into::into) };
+        tasks.spawn(keeping.in_current_span());
+        let stop = let_go.clone();
+        tasks.spawn(async move { house.run(stop).await.map(|()| Part::House) }.in_current_span());
+        // One machine's node has nobody to watch.
+        if self.store.kind() == Kind::Postgres {
+            let options = watch::Options::for_lease(self.store.lease());
+            let watcher = Watcher::new(options, self.store.clone(), self.lease.node.clone());
+            let stop = let_go.clone();
+            let looking = async move {
+                watcher.run(stop).await;
+                Ok(Part::Watcher)
+            };
+            tasks.spawn(looking.in_current_span());
+        }
+        tasks
+    }
+
+    /// Takes a new lease after the last one was lost, and settles. Tries for as long as trying
+    /// can help; false: it was told to stop meanwhile.
+    async fn begin_again(&mut self, shutdown: &CancellationToken) -> Result<bool, Error> {
+        loop {
+            match self.retake().await {
+                Ok(()) => break,
+                Err(error) if error.retry() == Retry::Never && !is_lease_lost(&error) => return Err(error),
+                Err(error) => warn!(error = %chain(&error), "no new lease now; trying again"),
+            }
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Ok(false),
+                () = self.handle.end_processes.cancelled() => return Ok(false),
+                () = sleep(RETAKE) => {}
+            }
+        }
+        self.handle.condition.change(|facts| facts.lease_lost = None);
+        info!(epoch = self.lease.epoch, "the node holds a new lease and goes on");
+        Ok(true)
+    }
+
+    async fn retake(&mut self) -> Result<(), Error> {
+        self.lease = self.store.retake_lease(&self.lease, self.node.clone()).await?;
+        fault::point("environment.retaken");
+        self.adopted = settle(&self.handle.attempts, &self.store, &self.lease).await?;
+        Ok(())
+    }
+}
+
+/// Between two tries to take a new lease.
+const RETAKE: Duration = Duration::from_secs(1);
+
+/// Whether watchers took the lease.
+fn is_lease_lost(error: &Error) -> bool {
+    matches!(stored(error), Some(store::Error::LeaseLost { .. }))
+}
+
+/// Whether the node does not hold its lease any more, whoever has it.
+fn ends_lease(error: &Error) -> bool {
+    matches!(stored(error), Some(store::Error::LeaseLost { .. } | store::Error::LeaseTaken { .. }))
+}
+
+/// What the store said, whoever asked it.
+fn stored(error: &Error) -> Option<&store::Error> {
+    match error {
+        Error::Store(error) | Error::Supervisor(supervisor::Error::Store(error)) => Some(error),
+        Error::Directory(_) | Error::Io { .. } | Error::Supervisor(_) | Error::Panicked(_) => None,
     }
 }
 
@@ -260,6 +373,7 @@ enum Part {
     Supervisor,
     Scheduler,
     Lease,
+    Watcher,
     House,
 }
 
@@ -277,7 +391,9 @@ async fn open_parts(directory: &DataDirectory, options: &Options) -> Result<Hand
         let images = Images::open(&data, image_bytes)?;
         let attempts = Attempts::open(&data, retention)?;
         let launcher = Launcher::open(&data, images.clone(), attempts.clone(), surroundings)?;
-        Ok(Handle { node, images, attempts, launcher, slots, end_processes: CancellationToken::new() })
+        let condition = Condition::new(slots.clone(), launcher.in_force());
+        let end_processes = CancellationToken::new();
+        Ok(Handle { node, images, attempts, launcher, slots, condition, end_processes })
     });
     opened.await?.map_err(|source| Error::Io { what: "its folders cannot be made", source })
 }
@@ -318,40 +434,4 @@ async fn put_away(attempts: &Attempts, ended: Vec<AttemptId>) {
         let span = logging::attempt(&id.tenant, &id.instance, id.attempt.0);
         supervisor::put_away(attempts.clone(), id).instrument(span).await;
     }
-}
-
-/// Renews the lease where it is a row.
-async fn keep_lease(
-    store: Store,
-    lease: NodeLease,
-    handle: Handle,
-    length: Duration,
-    shutdown: CancellationToken,
-) -> Result<Part, Error> {
-    loop {
-        tokio::select! {
-            biased;
-            () = shutdown.cancelled() => return Ok(Part::Lease),
-            // On SQLite the lock on the directory is the lease: an idle machine writes nothing.
-            () = sleep(length / 3), if store.kind() == Kind::Postgres => renew(&store, &lease, &handle).await?,
-        }
-    }
-}
-
-async fn renew(store: &Store, lease: &NodeLease, handle: &Handle) -> Result<(), Error> {
-    let running = u32::try_from(handle.slots.used()).unwrap_or(u32::MAX);
-    match store.renew_node(lease, NodeReport { running, ..NodeReport::default() }).await {
-        Ok(_) => Ok(()),
-        // Nobody can take the lease while the database answers nobody.
-        Err(error) => unless_final(error, "the node's lease is not renewed now"),
-    }
-}
-
-/// Ends the node only if trying again cannot help.
-fn unless_final(error: store::Error, what: &'static str) -> Result<(), Error> {
-    if error.retry() == Retry::Never {
-        return Err(error.into());
-    }
-    warn!(error = %chain(&error), "{what}");
-    Ok(())
 }

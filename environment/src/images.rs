@@ -188,6 +188,11 @@ impl Images {
         Ok(Self { shared: Arc::new(shared) })
     }
 
+    /// Where they are.
+    pub fn directory(&self) -> &Path {
+        &self.shared.folder
+    }
+
     /// Begins to receive an image of that size and digest. Refuses before a byte is taken.
     pub fn begin(&self, size: u64, digest: Digest) -> Result<Upload, StoreError> {
         let mut upload = self.upload(size)?;

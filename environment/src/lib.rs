@@ -6,6 +6,9 @@
 //! - [`launcher`]: starts a process, in one fixed order.
 //! - [`attempts`]: the directories of attempts, and what ended ones leave behind.
 //! - [`node`]: the lock on the data directory, the node's id and slots.
+//! - [`lease`]: renews the node's lease, tells how the node is ([`condition`], [`machine`]), and
+//!   hears what is asked of it.
+//! - [`watch`]: watches the other nodes' leases, and takes over what lost ones held.
 //! - [`scheduler`]: claims due wakes while slots are free.
 //! - [`supervisor`]: exits, output, adoption after a restart.
 //! - [`management`]: the server that controllers talk to.
@@ -16,15 +19,19 @@
 //! This crate never sees a connection of an instance: that is `dormouse-core`'s server.
 
 pub mod attempts;
+pub mod condition;
 pub mod config;
 pub mod environment;
 mod house;
 pub mod images;
 pub mod launcher;
+pub mod lease;
 pub mod limits;
+pub mod machine;
 pub mod management;
 pub mod node;
 pub mod process;
 pub mod scheduler;
 pub mod service;
 pub mod supervisor;
+pub mod watch;

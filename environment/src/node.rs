@@ -23,6 +23,8 @@ use dormouse_proto::code::{Code, Coded};
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::Notify;
 
+use crate::machine::memory_bytes;
+
 /// The services' directory, held by this process until the value is dropped.
 #[derive(Debug)]
 pub struct DataDirectory {
@@ -187,19 +189,13 @@ pub fn host_name() -> String {
 pub fn default_slots() -> usize {
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let by_cores = cores.saturating_mul(8).max(16);
-    memory_bytes().map_or(by_cores, |bytes| by_cores.min((bytes / SLOT_BYTES).max(1)))
+    let by_memory = memory_bytes().map(|bytes| usize::try_from(bytes / SLOT_BYTES).unwrap_or(usize::MAX));
+    by_memory.map_or(by_cores, |slots| by_cores.min(slots.max(1)))
 }
 
 /// What a process is expected to need. A small machine gets few slots rather than a busy
 /// out-of-memory killer.
-const SLOT_BYTES: usize = 32 << 20;
-
-fn memory_bytes() -> Option<usize> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    let kib: usize = line.split_ascii_whitespace().next()?.parse().ok()?;
-    Some(kib.saturating_mul(1024))
-}
+const SLOT_BYTES: u64 = 32 << 20;
 
 /// The node's slots. Cheap to clone.
 #[derive(Clone, Debug)]

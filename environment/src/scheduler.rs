@@ -5,6 +5,9 @@
 //! until the next wake or time limit is due, a notice comes, or a slot becomes free; a slow poll
 //! stands beneath, so a lost notice costs latency, never a wake (invariant 7).
 //!
+//! A node that drains, has lost its lease or has no room on its disk claims nothing
+//! ([`Condition`]); what is due stays due, for others.
+//!
 //! It never launches by itself, and knows no clock but the answers of the store.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -24,6 +27,7 @@ use tracing::{debug, warn};
 
 use crate::{
     attempts::AttemptId,
+    condition::Condition,
     launcher::Launch,
     node::Slots,
     supervisor::{self, Start, chain},
@@ -81,6 +85,7 @@ pub struct WakeScheduler {
     store: Store,
     lease: NodeLease,
     slots: Slots,
+    condition: Condition,
     supervisor: supervisor::Handle,
     nudge: Arc<Notify>,
 }
@@ -88,7 +93,7 @@ pub struct WakeScheduler {
 /// What a pass found.
 struct Pass {
     next_in: Duration,
-    /// All slots are taken: nothing is looked for until one is free.
+    /// All slots are taken, or the node claims nothing: nothing is looked for until that changes.
     full: bool,
 }
 
@@ -99,18 +104,21 @@ impl WakeScheduler {
         store: Store,
         lease: NodeLease,
         slots: Slots,
+        condition: Condition,
         supervisor: supervisor::Handle,
     ) -> (Self, Handle) {
         let nudge = Arc::new(Notify::new());
         let handle = Handle { nudge: Arc::clone(&nudge) };
-        (Self { options, store, lease, slots, supervisor, nudge }, handle)
+        (Self { options, store, lease, slots, condition, supervisor, nudge }, handle)
     }
 
     /// Runs until `shutdown`; fails only if trying again cannot help.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), store::Error> {
         let mut notices = self.store.notices();
+        let mut changes = self.condition.subscribe();
         let mut limits_at = Instant::now();
         loop {
+            changes.mark_unchanged();
             let pass = match self.pass(&mut limits_at).await {
                 Ok(pass) => pass,
                 Err(error) if error.retry() == Retry::Never => return Err(error),
@@ -124,6 +132,8 @@ impl WakeScheduler {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return Ok(()),
+                // It lives as long as we do.
+                _ = changes.changed() => {}
                 () = self.slots.freed(), if pass.full => {}
                 () = self.nudge.notified(), if !pass.full => {}
                 open = woken(&mut notices), if !pass.full => if !open { return Ok(()) },
@@ -139,7 +149,7 @@ impl WakeScheduler {
             *limits_at = Instant::now() + self.expire().await?.min(self.options.poll);
         }
         let free = self.slots.free().min(self.options.batch);
-        if free == 0 {
+        if free == 0 || !self.condition.now().claims() {
             return Ok(Pass { next_in: limits_at.saturating_duration_since(Instant::now()), full: true });
         }
         // Taken before the claim: the row's deadline cannot be earlier than this one.

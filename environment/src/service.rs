@@ -40,8 +40,6 @@ pub struct Options {
     pub slots: Option<usize>,
     /// This process's own environment: some of it is handed on to processes.
     pub environment: BTreeMap<OsString, OsString>,
-    /// How long the node's lease lasts unrenewed, on PostgreSQL.
-    pub lease: Duration,
     /// From a claim to its registration.
     pub launch_deadline: Duration,
     /// Idle time before an instance suspends.
@@ -70,7 +68,6 @@ impl Options {
         environment::Options {
             environment: self.environment,
             slots: self.slots.unwrap_or_else(default_slots),
-            lease: self.lease,
             idle_before_suspend: Some(self.idle_before_suspend),
             image_bytes: self.image_bytes,
             retention: self.retention,
@@ -226,13 +223,19 @@ async fn follow_core(core: &Core, handle: &Handle, known: &KnownCores) -> Infall
 }
 
 fn describe(handle: Handle, cores: KnownCores) -> Arc<dyn Fn() -> ThisNode + Send + Sync> {
-    let narrow = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    Arc::new(move || ThisNode {
-        id: handle.node.to_string(),
-        slots: narrow(handle.slots.total()),
-        in_use: narrow(handle.slots.used()),
-        core_address: lock(&cores).join(", "),
-        problems: Vec::new(),
+    let slots = u32::try_from(handle.slots.total()).unwrap_or(u32::MAX);
+    Arc::new(move || {
+        let report = handle.condition.report();
+        // A drain is a wish and no problem.
+        let problem = (!report.draining && !report.not_claiming.is_empty())
+            .then(|| format!("this node claims nothing: {}", report.not_claiming));
+        ThisNode {
+            id: handle.node.to_string(),
+            slots,
+            report,
+            core_address: lock(&cores).join(", "),
+            problems: problem.into_iter().collect(),
+        }
     })
 }
 

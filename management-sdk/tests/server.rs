@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use dormouse_core::store::{Database, NewNode, Options as StoreOptions, Store};
+use dormouse_core::store::{Database, NewNode, NodeReport, Options as StoreOptions, Store};
 use dormouse_environment::{
     attempts::{Attempts, Retention},
     images::{DEFAULT_MAX_BYTES, Images},
@@ -59,7 +59,7 @@ impl Services {
             this_node: Arc::new(|| ThisNode {
                 id: "hazel".to_owned(),
                 slots: 2,
-                in_use: 0,
+                report: NodeReport::default(),
                 core_address: "127.0.0.1:1".to_owned(),
                 problems: Vec::new(),
             }),

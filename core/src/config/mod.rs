@@ -165,7 +165,8 @@ impl Settings {
 
     /// How the store is opened.
     pub fn store_options(&self, data_dir: &Path) -> store::Options {
-        store::Options { limits: self.limits(), ..store::Options::new(self.database(data_dir)) }
+        let base = store::Options::new(self.database(data_dir));
+        store::Options { limits: self.limits(), lease: self.values.lease, ..base }
     }
 
     /// Whether the rows are elsewhere than `other` says, or another password opens them.

@@ -136,11 +136,12 @@ const RENEW: Stmt = stmt!(
                      not_claiming = $4, load_milli = $5, memory_free_bytes = $6, in_force = $7
       WHERE id = $8 AND epoch = $9 AND NOT lost RETURNING drain"
 );
-/// Only over the very lease that was lost: else somebody else with this id has taken it.
+/// Only over the very lease that was lost, or over its successor if that is ours and the answer
+/// was lost: else somebody else with this id has taken it.
 const RETAKE: Stmt = stmt!(
     "UPDATE node SET epoch = epoch + 1, renewals = 0, lost = FALSE, running = 0, draining = FALSE,
                      not_claiming = '', renewed_at = $1, started_at = $1
-      WHERE id = $2 AND epoch = $3 RETURNING epoch"
+      WHERE id = $2 AND (epoch = $3 OR (epoch = $3 + 1 AND name = $4 AND address = $5)) RETURNING epoch"
 );
 const HOLDER: Stmt = stmt!("SELECT epoch, name, address FROM node WHERE id = $1");
 const ASK: Stmt = stmt!("UPDATE node SET drain = $1 WHERE id = $2");
@@ -239,20 +240,17 @@ const BETWEEN_PHRASES: &str = "\n";
 
 struct Retake {
     lost: NodeLease,
+    node: NewNode,
 }
 
 impl Request for Retake {
     type Answer = NodeLease;
 
-    /// A second one would find its own first and take it for a stranger's.
-    fn repeatable(&self) -> bool {
-        false
-    }
-
     async fn run(&self, tx: &mut Tx<'_>) -> Result<NodeLease> {
         let now = tx.now().await?;
         let NodeLease { node, epoch } = &self.lost;
-        match tx.write_fetch(&RETAKE, args![now, node, *epoch]).await?.pop() {
+        let args = args![now, node, *epoch, &self.node.name, &self.node.address];
+        match tx.write_fetch(&RETAKE, args).await?.pop() {
             Some(row) => Ok(NodeLease { node: node.clone(), epoch: row.number("epoch")? }),
             None => Err(why_not_held(tx, &self.lost).await?),
         }
@@ -391,10 +389,11 @@ impl Store {
         self.write_lease(Renew { lease: lease.clone(), report }).await
     }
 
-    /// Takes a new lease after `lost` was lost. Nobody of the node may run any more; settle
-    /// before the first claim. Refused if another process with this node's id was first.
-    pub async fn retake_lease(&self, lost: &NodeLease) -> Result<NodeLease> {
-        self.write_node(Retake { lost: lost.clone() }).await
+    /// Takes a new lease after `lost` was lost, for the `node` that held it. None of its processes
+    /// may run any more; settle before the first claim. Refused if another service with this
+    /// node's id was first.
+    pub async fn retake_lease(&self, lost: &NodeLease, node: NewNode) -> Result<NodeLease> {
+        self.write_node(Retake { lost: lost.clone(), node }).await
     }
 
     /// Asks a node to drain, or to claim again. `node` is its id, a beginning of it that is

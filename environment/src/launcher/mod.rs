@@ -69,6 +69,17 @@ impl Launcher {
         &self.shared.images
     }
 
+    /// What confines the processes that it starts, and where their images are: a phrase each.
+    pub fn in_force(&self) -> Vec<String> {
+        vec![
+            "own session and process group".to_owned(),
+            format!("at most {} open files, no core dumps", self.shared.surroundings.open_files),
+            "scrubbed environment".to_owned(),
+            "no sandbox, no memory limit".to_owned(),
+            format!("images in {}", self.shared.images.directory().display()),
+        ]
+    }
+
     /// The addresses that running processes read.
     pub fn replicas(&self) -> &Replicas {
         &self.shared.replicas

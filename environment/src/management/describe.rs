@@ -9,7 +9,7 @@ use dormouse_core::{
         payload::Payload,
         time::Micros,
     },
-    store::{AttemptRecord, Image, Instance, InstanceDetail, Node},
+    store::{AttemptRecord, Image, Instance, InstanceDetail, Node, NodeReport},
 };
 use dormouse_proto::{limits::PAYLOAD_MAX_BYTES, management as wire};
 
@@ -159,28 +159,47 @@ pub(super) fn attempt(record: &AttemptRecord) -> wire::Attempt {
     }
 }
 
-/// A node; of this one the newest is known without the database.
+/// What a node says of itself; of this one the newest is known without the database.
+pub(super) fn report<'a>(node: &'a Node, this: &'a ThisNode) -> &'a NodeReport {
+    if node.lease.node.as_str() == this.id { &this.report } else { &node.report }
+}
+
+/// Why a node claims nothing; `None`: it claims, as far as it has free slots.
+pub(super) fn not_claiming(node: &Node, this: &ThisNode) -> Option<String> {
+    let report = report(node, this);
+    if !report.not_claiming.is_empty() {
+        return Some(report.not_claiming.clone());
+    }
+    if node.lost {
+        return Some(
+            "its lease is lost: it gave no sign for as long as it lasts, and others took over".to_owned(),
+        );
+    }
+    report.draining.then(|| "draining".to_owned())
+}
+
+/// A node, as its own newest report says.
 pub(super) fn node(node: &Node, this: &ThisNode) -> wire::Node {
-    let here = node.lease.node.as_str() == this.id;
-    let not_claiming = if node.lost {
-        "its lease is lost".to_owned()
-    } else if here {
-        this.problems.join("; ")
-    } else {
-        node.report.not_claiming.clone()
-    };
+    let report = report(node, this);
+    let full = report.running >= node.slots;
+    let not_claiming = not_claiming(node, this)
+        .or_else(|| full.then(|| format!("all its {} slots are taken", node.slots)))
+        .unwrap_or_default();
     wire::Node {
         id: node.lease.node.to_string(),
         name: node.name.clone(),
         address: node.address.clone(),
         slots: node.slots,
-        running: if here { this.in_use } else { node.report.running },
+        running: report.running,
         started_at: node.started_at.0,
         last_sign_at: node.renewed_at.0,
-        draining: node.report.draining,
+        draining: report.draining,
         version: node.version.clone(),
         not_claiming,
         lost: node.lost,
-        ..wire::Node::default()
+        drain: node.drain.as_str().to_owned(),
+        load_milli: report.load_milli,
+        memory_free_bytes: report.memory_free_bytes,
+        in_force: report.in_force.clone(),
     }
 }

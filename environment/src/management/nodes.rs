@@ -1,6 +1,6 @@
 //! The services about themselves: health and nodes; and whether somebody would launch what is due.
 
-use dormouse_core::store::Node;
+use dormouse_core::store::{Drain, Node};
 use dormouse_proto::{call::Refusal, management as wire};
 
 use super::{
@@ -26,7 +26,7 @@ impl Context {
             now: now.0,
             problems,
             slots: this.slots,
-            slots_in_use: this.in_use,
+            slots_in_use: this.report.running,
             core_address: this.core_address,
             tenant: self.tenant.to_string(),
             role: self.credential.role.as_str().to_owned(),
@@ -38,6 +38,21 @@ impl Context {
         let this = self.this_node();
         let nodes = self.store().nodes().await.map_err(|error| refuse(&error))?;
         Ok(wire::NodeList { nodes: nodes.iter().map(|node| describe::node(node, &this)).collect() })
+    }
+
+    /// Any node may be asked about any: the wish stands in the row, and its node is told.
+    pub(super) async fn drain_node(&self, request: wire::DrainNode) -> Result<wire::Node, Refusal> {
+        let drain = if request.suspend { Drain::Suspend } else { Drain::Wait };
+        self.ask_drain(&request.id, drain).await
+    }
+
+    pub(super) async fn undrain_node(&self, request: wire::UndrainNode) -> Result<wire::Node, Refusal> {
+        self.ask_drain(&request.id, Drain::No).await
+    }
+
+    async fn ask_drain(&self, id: &str, drain: Drain) -> Result<wire::Node, Refusal> {
+        let node = self.store().ask_drain(id, drain).await.map_err(|error| refuse(&error))?;
+        Ok(describe::node(&node, &self.this_node()))
     }
 
     /// Whether a due wake would be claimed now.
@@ -52,18 +67,89 @@ impl Context {
 }
 
 fn judge(nodes: &[Node], this: &ThisNode) -> Capacity {
-    let nodes: Vec<_> = nodes.iter().map(|node| describe::node(node, this)).collect();
-    let claiming: Vec<_> =
-        nodes.iter().filter(|node| node.not_claiming.is_empty() && !node.draining).collect();
-    if claiming.iter().any(|node| node.running < node.slots) {
+    let claims = |node: &&Node| describe::not_claiming(node, this).is_none();
+    let has_slots = |node: &Node| describe::report(node, this).running < node.slots;
+    if nodes.iter().filter(claims).any(has_slots) {
         Capacity::Free
-    } else if claiming.is_empty() {
-        let why = |node: &wire::Node| match (node.draining, node.not_claiming.as_str()) {
-            (true, _) => format!("{} is draining", node.name),
-            (false, reason) => format!("{}: {reason}", node.name),
-        };
-        Capacity::NobodyClaims(nodes.iter().map(why).collect())
-    } else {
+    } else if nodes.iter().any(|node| claims(&node)) {
         Capacity::Full
+    } else {
+        let why = |node: &Node| {
+            describe::not_claiming(node, this)
+                .map(|why| format!("{} ({}): {why}", node.name, node.lease.node))
+        };
+        Capacity::NobodyClaims(nodes.iter().filter_map(why).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use dormouse_core::{
+        domain::{id::NodeId, time::Micros},
+        store::{NodeLease, NodeReport},
+    };
+
+    use super::*;
+
+    fn node(id: &str, report: NodeReport) -> Node {
+        Node {
+            lease: NodeLease { node: NodeId::parse(id).expect("an id"), epoch: 1 },
+            renewals: 0,
+            lease_length: Duration::from_secs(15),
+            lost: false,
+            name: "host".to_owned(),
+            address: "127.0.0.1:1".to_owned(),
+            version: "0".to_owned(),
+            slots: 2,
+            report,
+            drain: Drain::No,
+            started_at: Micros(0),
+            renewed_at: Micros(0),
+        }
+    }
+
+    fn this() -> ThisNode {
+        let (report, problems) = (NodeReport { running: 1, ..NodeReport::default() }, Vec::new());
+        ThisNode { id: "here".to_owned(), slots: 2, report, core_address: String::new(), problems }
+    }
+
+    fn running(running: u32) -> NodeReport {
+        NodeReport { running, ..NodeReport::default() }
+    }
+
+    #[test]
+    fn one_sentence_says_why_nothing_is_claimed() {
+        let draining = NodeReport {
+            draining: true,
+            not_claiming: "draining: waits for 1 processes".to_owned(),
+            ..running(1)
+        };
+        let lost = Node { lost: true, ..node("b", running(2)) };
+        for (node, sentence) in [
+            (node("a", running(1)), ""),
+            (node("a", running(2)), "all its 2 slots are taken"),
+            (node("a", draining), "draining: waits for 1 processes"),
+            (lost, "its lease is lost: it gave no sign for as long as it lasts, and others took over"),
+            // The row is older than what the node knows of itself.
+            (node("here", running(2)), ""),
+        ] {
+            assert_eq!(describe::node(&node, &this()).not_claiming, sentence);
+        }
+    }
+
+    #[test]
+    fn a_due_wake_finds_the_node_that_claims() {
+        let drained = NodeReport { draining: true, ..running(0) };
+        let lost = Node { lost: true, ..node("b", running(0)) };
+        assert_eq!(judge(&[], &this()), Capacity::NobodyClaims(Vec::new()));
+        assert_eq!(judge(&[node("a", running(2)), node("here", running(2))], &this()), Capacity::Free);
+        assert_eq!(judge(&[node("a", running(2)), node("b", drained.clone())], &this()), Capacity::Full);
+        let Capacity::NobodyClaims(why) = judge(&[node("a", drained), lost], &this()) else {
+            panic!("somebody")
+        };
+        assert_eq!(why[0], "host (a): draining");
+        assert!(why[1].starts_with("host (b): its lease is lost"), "{why:?}");
     }
 }

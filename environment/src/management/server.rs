@@ -7,7 +7,11 @@
 
 use std::{net::SocketAddr, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
-use dormouse_core::{domain::id::Tenant, logging, store::Store};
+use dormouse_core::{
+    domain::id::Tenant,
+    logging,
+    store::{NodeReport, Store},
+};
 use dormouse_proto::{
     call::{
         Allowance, Call, CallError, Callee, Closing, Groups, InFlight, ManagementProtocol, Member, Refusal,
@@ -94,8 +98,8 @@ pub struct ThisNode {
     pub id: String,
     /// How many processes it may run.
     pub slots: u32,
-    /// How many it runs.
-    pub in_use: u32,
+    /// As it would tell it with a renewal now.
+    pub report: NodeReport,
     /// Where core listens.
     pub core_address: String,
     /// One sentence each; empty: all is well.
@@ -504,10 +508,9 @@ impl Context {
             Operation::Attempts(request) => self.attempts(request).await.map(Outcome::Attempts),
             Operation::Logs(request) => self.logs(request, patience).await.map(Outcome::Log),
             Operation::Nodes(_) => self.nodes().await.map(Outcome::Nodes),
-            Operation::DrainNode(_)
-            | Operation::UndrainNode(_)
-            | Operation::Cores(_)
-            | Operation::Prune(_) => Err(unknown()),
+            Operation::DrainNode(request) => self.drain_node(request).await.map(Outcome::Node),
+            Operation::UndrainNode(request) => self.undrain_node(request).await.map(Outcome::Node),
+            Operation::Cores(_) | Operation::Prune(_) => Err(unknown()),
             Operation::CreateTenant(request) => self.create_tenant(request).await.map(Outcome::Tenant),
             Operation::Tenants(_) => self.list_tenants().await.map(Outcome::Tenants),
             Operation::SetQuotas(request) => self.set_quotas(request).await.map(Outcome::Tenant),

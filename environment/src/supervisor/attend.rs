@@ -14,7 +14,7 @@ use dormouse_core::{
         outcome::{ExitReason, ExitReport},
     },
     fault,
-    store::{self, AttemptRef, Store},
+    store::{self, AttemptRef, NodeLease, Store},
 };
 use dormouse_proto::code::{Coded, Retry};
 use tokio::{
@@ -45,6 +45,8 @@ pub(super) enum Order {
     Leave,
     /// Nobody waits for it any more: ask now, then kill.
     Ask,
+    /// The node drains: ask now, then kill, and give the instance back to the wake queue.
+    HandBack,
     /// The service ends and takes its processes along: ask now, then kill.
     Stop,
     /// Kill now: the node has lost its lease.
@@ -59,7 +61,17 @@ pub(super) struct Shared {
     pub(super) attempts: Attempts,
     pub(super) launcher: Launcher,
     pub(super) fetches: Fetches,
+    pub(super) lease: NodeLease,
     pub(super) failures: Failures,
+}
+
+impl Shared {
+    /// The process is gone, and its instance is to go on elsewhere at once. One that had recorded
+    /// its own end by then keeps it.
+    async fn hand_back(&self, orders: &watch::Receiver<Order>, of: AttemptRef) -> bool {
+        let why = format!("node {} drains", self.lease.node);
+        tell(orders, || self.store.hand_back(&self.lease, of, why.clone())).await
+    }
 }
 
 /// How often in a row each instance's launch failed here, so that the pauses grow: each try is a
@@ -131,7 +143,9 @@ enum Ending {
     Itself,
     /// We killed it: it had not registered in time.
     Late,
-    /// We ended it for reasons that are not the instance's.
+    /// We ended it because the node drains.
+    HandedBack,
+    /// We ended it for reasons that are not the instance's, and who ordered it settles them all.
     Ours,
 }
 
@@ -141,6 +155,9 @@ impl Attend {
     pub(super) async fn run(mut self, work: Work) {
         let (process, deadline) = match work {
             Work::Adopted(process) => (process, None),
+            Work::Launch(..) if *self.orders.borrow_and_update() >= Order::HandBack => {
+                return self.not_begun().await;
+            }
             Work::Launch(launch, deadline) => match self.launch(*launch, deadline).await {
                 Ok(process) => (process, Some(deadline)),
                 Err(error) => return self.not_launched(&error).await,
@@ -188,6 +205,12 @@ impl Attend {
         }
     }
 
+    /// Claimed in the moment before the node was asked to drain.
+    async fn not_begun(self) {
+        drop(self.slot);
+        self.shared.hand_back(&self.orders, self.of).await;
+    }
+
     /// Until the process has ended: `None` if the service ends before and leaves it.
     async fn watch(&mut self, process: &Process, deadline: Option<Instant>) -> Option<Ending> {
         let options = &self.shared.options;
@@ -195,6 +218,8 @@ impl Attend {
         let mut tick = interval(options.trim_every);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut ladder = Ladder { step: deadline.map_or(Step::None, Step::Register), ending: Ending::Itself };
+        // One that came before anybody waited for changes.
+        ladder.order(*self.orders.borrow_and_update(), options);
         let mut pid_told = false;
         loop {
             let next = ladder.next_at();
@@ -289,6 +314,7 @@ impl Attend {
         let told = match ending {
             // Settled by who ordered it: no crash.
             Ending::Ours => true,
+            Ending::HandedBack => self.shared.hand_back(&self.orders, of).await,
             Ending::Itself => {
                 self.shared.failures.forget(of.instance);
                 tell(&self.orders, || store.exited(of, report.clone())).await
@@ -383,9 +409,9 @@ impl Ladder {
             (Order::Run, _) | (Order::Leave, Step::Ask(_) | Step::Kill(_)) | (Order::Ask, Step::Kill(_)) => {}
             (Order::Leave, _) => self.step = Step::Ask(now + options.grace.before_ask),
             (Order::Ask, _) => self.step = Step::Ask(now),
-            (Order::Stop, step) => {
+            (Order::HandBack | Order::Stop, step) => {
                 self.step = if let Step::Kill(_) = step { step } else { Step::Ask(now) };
-                self.ending = Ending::Ours;
+                self.ending = if order == Order::Stop { Ending::Ours } else { Ending::HandedBack };
             }
             (Order::Kill, _) => {
                 self.step = Step::Kill(now);

@@ -47,6 +47,7 @@ pub use self::{
 };
 use crate::{
     attempts::{AttemptId, Attempts},
+    condition::{Condition, Facts},
     images::cluster::Fetches,
     launcher::{Launch, Launcher},
     node::{Slot, Slots},
@@ -165,6 +166,8 @@ pub struct Supervisor {
     shared: Arc<Shared>,
     lease: NodeLease,
     slots: Slots,
+    /// Told when the node is asked to drain.
+    condition: watch::Receiver<Facts>,
     starts: mpsc::Receiver<Start>,
     tasks: JoinSet<AttemptRef>,
     tracked: HashMap<AttemptRef, watch::Sender<Order>>,
@@ -197,13 +200,16 @@ impl Supervisor {
         launcher: Launcher,
         lease: NodeLease,
         slots: Slots,
+        condition: &Condition,
     ) -> (Self, Handle) {
         let (sender, starts) = mpsc::channel(QUEUE);
         let fetches = Fetches::new(store.clone(), launcher.images().clone());
-        let failures = Failures::default();
-        let shared = Arc::new(Shared { options, store, attempts, launcher, fetches, failures });
+        let (failures, condition) = (Failures::default(), condition.subscribe());
+        let shared = Shared { options, store, attempts, launcher, fetches, lease: lease.clone(), failures };
         let (tracked, noticed) = (HashMap::new(), Noticed { all: true, ..Noticed::default() });
-        let this = Self { shared, lease, slots, starts, tasks: JoinSet::new(), tracked, noticed };
+        let tasks = JoinSet::new();
+        let this =
+            Self { shared: Arc::new(shared), lease, slots, condition, starts, tasks, tracked, noticed };
         (this, Handle { starts: sender })
     }
 
@@ -222,6 +228,12 @@ impl Supervisor {
                 () = shutdown.lost.cancelled() => return self.end_all(Order::Kill).await,
                 () = shutdown.end_processes.cancelled() => return self.end_all(Order::Stop).await,
                 () = shutdown.leave.cancelled() => return self.leave_all().await,
+                // It lives as long as the node.
+                _ = self.condition.changed() => {
+                    if self.suspends() {
+                        self.tracked.values().for_each(|orders| order(orders, Order::HandBack));
+                    }
+                }
                 Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => {
                     self.tracked.remove(&done?);
                 }
@@ -260,7 +272,8 @@ impl Supervisor {
     }
 
     fn attend(&mut self, of: AttemptRef, id: AttemptId, slot: Slot, work: Work) {
-        let (sender, orders) = watch::channel(Order::Run);
+        let first = if self.suspends() { Order::HandBack } else { Order::Run };
+        let (sender, orders) = watch::channel(first);
         let span = logging::attempt(&id.tenant, &id.instance, id.attempt.0);
         let attend = Attend { shared: Arc::clone(&self.shared), of, id, slot, orders };
         self.tracked.insert(of, sender);
@@ -269,6 +282,11 @@ impl Supervisor {
             of
         };
         self.tasks.spawn(work.instrument(span));
+    }
+
+    /// Whether the node gives back what runs.
+    fn suspends(&mut self) -> bool {
+        self.condition.borrow_and_update().suspends()
     }
 
     /// One pass: ends what the store does not want here any more.

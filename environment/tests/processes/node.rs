@@ -20,7 +20,7 @@ use dormouse_core::{
     },
     fault,
     limits::Limits,
-    store::{self, Database, Instance, NewImage, NewNode, Session, StartRequest, Store},
+    store::{self, Database, Instance, NewImage, Session, StartRequest, Store},
 };
 use dormouse_environment::{
     attempts::AttemptDirectory,
@@ -34,6 +34,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::bench::{fixture, runs, until};
+
+mod leases;
 
 /// A node that runs in this process.
 struct Node {
@@ -421,33 +423,6 @@ async fn what_was_kept_long_enough_is_deleted_with_its_output() {
     assert_eq!(node.instance("young").await.life.status(), Status::Running, "it has not ended");
     node.handle.end_processes();
     node.leave().await;
-}
-
-#[tokio::test]
-async fn a_lost_lease_kills_what_runs_here_and_starts_nothing_more() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let mut node = Node::fresh(&folder).await;
-    node.start("fenced", "stubborn").await;
-    node.register("fenced", 1).await;
-    let pid = node.pid("fenced", 1).expect("known");
-    // Another holder of the same node's lease, as after a copy of its directory.
-    let lease = NewNode {
-        id: node.handle.node.clone(),
-        name: "other".to_owned(),
-        address: "elsewhere:1".to_owned(),
-        version: "0".to_owned(),
-        slots: 1,
-        lease: Duration::from_secs(15),
-    };
-    node.store.lease_node(lease).await.expect("taken");
-    // Its next claim is refused.
-    node.start("refused", "sleep").await;
-    let ended = node.running.join_next().await.expect("it was started").expect("no panic");
-    let Err(Error::Store(store::Error::LeaseTaken { .. })) = ended else { panic!("{ended:?}") };
-    assert!(!runs(pid), "it runs where it must not");
-    assert_eq!(node.instance("refused").await.life.attempt, Attempt::NONE);
-    assert_eq!(node.instance("fenced").await.life.crashes, 0, "settled by the new holder, no crash");
-    node.store.close().await;
 }
 
 #[tokio::test]

@@ -30,7 +30,11 @@ async fn a_newer_lease_ends_the_older(db: TestDb) {
     let refused = db.store.renew_node(&old, NodeReport::default()).await.expect_err("taken");
     assert!(matches!(&refused, Error::LeaseTaken { address, .. } if address == "127.0.0.1:1"), "{refused}");
     assert!(refused.to_string().contains("if its data directory was copied"), "{refused}");
-    assert!(matches!(db.store.retake_lease(&old).await, Err(Error::LeaseTaken { .. })), "no fight over it");
+    let here = NewNode { address: "here:1".to_owned(), ..db::new_node("n") };
+    assert!(
+        matches!(db.store.retake_lease(&old, here).await, Err(Error::LeaseTaken { .. })),
+        "no fight over it"
+    );
     assert_eq!(code(db.store.settle(&old, &[]).await), "FAILED_PRECONDITION");
     assert_eq!(code(db.store.cancel_overdue(&old).await), "FAILED_PRECONDITION");
     assert_eq!(db.claim(&new, 10).await.len(), 1);
@@ -63,9 +67,11 @@ async fn a_lost_lease_is_retaken_once(db: TestDb) {
     assert!(db.store.lose_lease(&lost, 0).await.expect("a try"));
     let refused = db.store.renew_node(&lost, NodeReport::default()).await.expect_err("lost");
     assert!(matches!(refused, Error::LeaseLost { .. }), "{refused}");
-    let new = db.store.retake_lease(&lost).await.expect("a new lease");
-    assert_eq!(new.epoch, 2);
-    assert!(matches!(db.store.retake_lease(&lost).await, Err(Error::LeaseTaken { .. })), "it was used up");
+    let unheard = db.store.retake_lease(&lost, db::new_node("n")).await.expect("a new lease");
+    let new = db.store.retake_lease(&lost, db::new_node("n")).await.expect("its answer got lost");
+    assert_eq!((unheard.epoch, new.epoch), (2, 3));
+    let again = db.store.retake_lease(&lost, db::new_node("n")).await;
+    assert!(matches!(again, Err(Error::LeaseTaken { .. })), "it was used up");
     db.store.renew_node(&new, NodeReport::default()).await.expect("renews");
     assert_eq!(db.claim(&new, 10).await.len(), 1);
 }
