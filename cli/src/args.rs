@@ -149,6 +149,9 @@ pub(crate) enum Command {
     /// The environments of the cluster
     #[command(subcommand)]
     Node(Node),
+    /// The core replicas of the cluster
+    #[command(subcommand)]
+    Core(Core),
     /// What this machine offers, and what to do about what is missing
     Doctor,
     /// Whether the services are well
@@ -364,6 +367,12 @@ pub(crate) struct Signal {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Node {
     /// List the environments
+    List,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Core {
+    /// List the core replicas
     List,
 }
 

@@ -40,7 +40,7 @@ impl Local {
         let store = Store::open(settings.store_options(directory.path())).await?;
         let core_options = settings.server_options(directory.path(), Arc::clone(&authority));
         let core = Server::bind(core_options, store.clone())?;
-        let beside = Core::At(vec![core.handle().address().to_string()]);
+        let beside = Core::Listed(Box::new(Core::At(vec![core.handle().address().to_string()])));
         let service_options = options(&settings, beside, std::env::vars_os().collect());
         let service = Service::open(directory, store.clone(), authority, service_options).await?;
         Ok(Some(Self { core, service, store }))

@@ -7,10 +7,12 @@
 //! - [`config`]: what the services may be told, in layers. [`logging`]: what they tell.
 //!   [`reload`]: changing both while they run.
 //! - [`readiness`]: tells a service manager that a service is ready.
+//! - [`watch`]: who is alive, without comparing times; [`advertise`]: what a service tells others of itself.
 //! - [`fault`]: points at which a test makes a service kill itself.
 //!
 //! This crate never sees a process: launching and supervising is `dormouse-environment`.
 
+pub mod advertise;
 pub mod config;
 pub mod domain;
 pub mod fault;
@@ -20,3 +22,4 @@ pub mod readiness;
 pub mod reload;
 pub mod server;
 pub mod store;
+pub mod watch;

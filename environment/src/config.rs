@@ -15,6 +15,7 @@ pub fn options(settings: &Settings, core: Core, environment: BTreeMap<OsString, 
     let named: Vec<String> = values.core_addresses.iter().map(|address| address.0.clone()).collect();
     Options {
         listen: values.environment_listen,
+        advertise: values.advertise_environment.clone(),
         core: if named.is_empty() { core } else { Core::At(named) },
         slots: values.slots.map(|slots| usize::try_from(slots).unwrap_or(usize::MAX)),
         environment,

@@ -12,6 +12,7 @@
 //! - [`scheduler`]: claims due wakes while slots are free.
 //! - [`supervisor`]: exits, output, adoption after a restart.
 //! - [`management`]: the server that controllers talk to.
+//! - `cores`: where core is, for the processes.
 //! - [`service`]: the environment and its management server in one piece.
 //! - [`environment`]: all of these, wired.
 //! - [`config`]: what the settings mean here.
@@ -21,6 +22,7 @@
 pub mod attempts;
 pub mod condition;
 pub mod config;
+mod cores;
 pub mod environment;
 mod house;
 pub mod images;

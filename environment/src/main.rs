@@ -106,7 +106,7 @@ async fn run(sources: Sources, settings: Settings, logging: Logging) -> anyhow::
     })
     .await??;
     let store = Store::open(settings.store_options(directory.path())).await?;
-    let core = Core::File(directory.path().join("core.address"));
+    let core = Core::Listed(Box::new(Core::File(directory.path().join("core.address"))));
     let options = options(&settings, core, std::env::vars_os().collect());
     let service = Service::open(directory, store.clone(), authority, options).await?;
     info!(address = %service.address(), "the environment is ready");

@@ -19,6 +19,7 @@ use std::{
 };
 
 use dormouse_core::domain::id::{InstanceId, NodeId};
+pub use dormouse_core::server::host_name;
 use dormouse_proto::code::{Code, Coded};
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::Notify;
@@ -176,13 +177,6 @@ fn node_id(path: &Path) -> Result<NodeId, DirectoryError> {
         }
         Err(e) => Err(failed(e)),
     }
-}
-
-/// What this machine is called.
-pub fn host_name() -> String {
-    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let name = name.trim();
-    if name.is_empty() { "localhost".to_owned() } else { name.to_owned() }
 }
 
 /// Processes at the same time: max(16, 8 × cores), fewer if memory is short.

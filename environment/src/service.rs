@@ -2,27 +2,26 @@
 //! directory. The `dormouse` command runs it next to core in one process, the
 //! `dormouse-environment` binary alone.
 
-use std::{
-    collections::BTreeMap,
-    convert::Infallible,
-    ffi::OsString,
-    net::SocketAddr,
-    path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, ffi::OsString, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use dormouse_core::{logging, store::Store};
+use dormouse_core::{
+    advertise::{AdvertiseError, advertised},
+    config::HostPort,
+    logging,
+    store::Store,
+};
 use dormouse_proto::{
     code::{Code, Coded},
     door::Places,
     identity::Authority,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument as _, info, warn};
+use tracing::Instrument as _;
 
+pub use crate::cores::Core;
 use crate::{
     attempts::Retention,
+    cores::{Cores, Known},
     environment::{self, Environment, Handle},
     management::{self, Parts, Server, ThisNode},
     node::{DataDirectory, default_slots},
@@ -34,6 +33,8 @@ use crate::{
 pub struct Options {
     /// Where the management server listens. Port 0: that of the last run, or any.
     pub listen: SocketAddr,
+    /// `host:port` that others are told; none: what is bound.
+    pub advertise: Option<HostPort>,
     /// Where core is, for the processes.
     pub core: Core,
     /// Processes at the same time; none: by cores and memory.
@@ -78,51 +79,15 @@ impl Options {
     }
 }
 
-/// Where processes find core.
-#[derive(Clone, Debug)]
-pub enum Core {
-    /// "host:port" of its replicas.
-    At(Vec<String>),
-    /// Another process of this machine writes its address into this file, and writes it anew when
-    /// it changes.
-    File(PathBuf),
-}
-
-impl Core {
-    /// The addresses as they are now; none while core is still starting.
-    fn addresses(&self) -> Vec<String> {
-        match self {
-            Self::At(addresses) => addresses.clone(),
-            Self::File(path) => {
-                let text = std::fs::read_to_string(path).unwrap_or_default();
-                text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect()
-            }
-        }
-    }
-}
-
-/// Waits until core has said where it listens: without that nothing can be launched.
-async fn first_addresses(core: &Core) -> Vec<String> {
-    let mut told = false;
-    loop {
-        let addresses = core.addresses();
-        if !addresses.is_empty() {
-            return addresses;
-        }
-        if !told {
-            info!(?core, "waiting for core to say where it listens");
-            told = true;
-        }
-        tokio::time::sleep(LOOK_FOR_CORE / 10).await;
-    }
-}
-
 /// Why an environment does not run (any more).
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The management server.
     #[error(transparent)]
     Management(#[from] management::Error),
+    /// Others could not connect to what they would be told.
+    #[error(transparent)]
+    Advertise(#[from] AdvertiseError),
     /// The node.
     #[error(transparent)]
     Node(#[from] environment::Error),
@@ -132,6 +97,7 @@ impl Coded for Error {
     fn code(&self) -> Code {
         match self {
             Self::Management(error) => error.code(),
+            Self::Advertise(error) => error.code(),
             Self::Node(error) => error.code(),
         }
     }
@@ -143,12 +109,8 @@ pub struct Service {
     server: Server,
     parts: Parts,
     handle: Handle,
-    core: Core,
-    known_cores: KnownCores,
+    cores: Cores,
 }
-
-/// The addresses that processes were told last.
-type KnownCores = Arc<Mutex<Vec<String>>>;
 
 impl Service {
     /// Waits for core's address, binds the management server, takes the lease, adopts and settles. Within a tokio runtime.
@@ -161,10 +123,10 @@ impl Service {
         let address_file = directory.path().join("environment.address");
         let authority_pem = authority.certificate_pem().to_owned();
         let server = Server::bind(options.management(address_file, authority))?;
-        let cores = first_addresses(&options.core).await;
-        let known_cores = Arc::new(Mutex::new(cores.clone()));
-        let core = options.core.clone();
-        let node_options = options.node(server.address().to_string(), cores, authority_pem);
+        let asked = options.advertise.as_ref();
+        let address = advertised("--advertise-environment", asked, server.address(), store.kind())?;
+        let cores = Cores::find(options.core.clone(), store.clone()).await;
+        let node_options = options.node(address, cores.known().addresses(), authority_pem);
         let span = logging::node(directory.node());
         let node = Environment::open(directory, store.clone(), node_options).instrument(span).await?;
         let handle = node.handle();
@@ -172,9 +134,9 @@ impl Service {
             store,
             images: handle.images.clone(),
             attempts: handle.attempts.clone(),
-            this_node: describe(handle.clone(), Arc::clone(&known_cores)),
+            this_node: describe(handle.clone(), cores.known()),
         };
-        Ok(Self { node, server, parts, handle, core, known_cores })
+        Ok(Self { node, server, parts, handle, cores })
     }
 
     /// Where the management server listens.
@@ -190,7 +152,7 @@ impl Service {
     /// Runs until `shutdown`, or until processes are to be ended ([`Handle::end_processes`]), or
     /// until trying again cannot help. Controllers are answered until the node has ended.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
-        let Self { node, server, parts, handle, core, known_cores } = self;
+        let Self { node, server, parts, handle, cores } = self;
         let node_ended = CancellationToken::new();
         let span = logging::node(&handle.node);
         let node = async {
@@ -198,31 +160,13 @@ impl Service {
             node_ended.cancel();
             result
         };
-        let follow = node_ended.run_until_cancelled(follow_core(&core, &handle, &known_cores));
+        let follow = node_ended.run_until_cancelled(cores.follow(handle.launcher.replicas()));
         let (result, (), _) = tokio::join!(node, server.run(parts, node_ended.clone()), follow);
         Ok(result?)
     }
 }
 
-/// How soon processes hear that core is somewhere else now.
-const LOOK_FOR_CORE: Duration = Duration::from_secs(1);
-
-/// Keeps the addresses that processes read as they are.
-async fn follow_core(core: &Core, handle: &Handle, known: &KnownCores) -> Infallible {
-    loop {
-        tokio::time::sleep(LOOK_FOR_CORE).await;
-        let now = core.addresses();
-        let changed = !now.is_empty() && *lock(known) != now;
-        if changed {
-            match handle.launcher.replicas().write(&now) {
-                Ok(()) => *lock(known) = now,
-                Err(error) => warn!(%error, "the addresses of core cannot be handed on; trying again"),
-            }
-        }
-    }
-}
-
-fn describe(handle: Handle, cores: KnownCores) -> Arc<dyn Fn() -> ThisNode + Send + Sync> {
+fn describe(handle: Handle, cores: Known) -> Arc<dyn Fn() -> ThisNode + Send + Sync> {
     let slots = u32::try_from(handle.slots.total()).unwrap_or(u32::MAX);
     Arc::new(move || {
         let report = handle.condition.report();
@@ -233,13 +177,9 @@ fn describe(handle: Handle, cores: KnownCores) -> Arc<dyn Fn() -> ThisNode + Sen
             id: handle.node.to_string(),
             slots,
             report,
-            core_address: lock(&cores).join(", "),
+            core_address: cores.addresses().join(", "),
+            silent_cores: cores.silent(),
             problems: problem.into_iter().collect(),
         }
     })
-}
-
-/// Nothing is left half done under this lock.
-fn lock(known: &Mutex<Vec<String>>) -> MutexGuard<'_, Vec<String>> {
-    known.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -30,6 +30,7 @@
 //! still be done.
 
 mod client;
+mod cores;
 mod credentials;
 mod error;
 mod history;
@@ -47,6 +48,7 @@ mod upload;
 mod watch;
 
 pub use client::{Client, Options};
+pub use cores::Core;
 pub use dormouse_proto::code::Code;
 pub use dormouse_proto::trust::Fingerprint;
 pub use error::Error;

@@ -61,6 +61,7 @@ impl Services {
                 slots: 2,
                 report: NodeReport::default(),
                 core_address: "127.0.0.1:1".to_owned(),
+                silent_cores: std::collections::BTreeSet::new(),
                 problems: Vec::new(),
             }),
         };

@@ -209,17 +209,13 @@ impl Machines {
         place.service = Some(service);
     }
 
+    /// Nodes find the cores by the list in the database.
     fn arguments(&mut self, machine: Machine) -> Vec<String> {
         let home = self.data_dir(machine).display().to_string();
         let url = self.database_url().to_owned();
         let mut arguments = vec!["--data-dir".to_owned(), home, "--database".to_owned(), url];
         // Ports of their own; a service takes the same one again when it comes back.
         arguments.extend(["--listen".to_owned(), "127.0.0.1:0".to_owned()]);
-        if let Machine::Node(_) = machine {
-            for core in self.cores().collect::<Vec<_>>() {
-                arguments.extend(["--core".to_owned(), self.core_address(core)]);
-            }
-        }
         arguments.extend(self.place(machine).arguments.iter().cloned());
         arguments
     }

@@ -13,6 +13,7 @@ use crate::{
 };
 
 mod config;
+mod cores;
 mod demo;
 mod doctor;
 mod health;
@@ -61,6 +62,7 @@ async fn perform(ctx: &Ctx, command: Command) -> anyhow::Result<Exit> {
         Command::Stop(args) => steer::stop(ctx, &args.id).await,
         Command::Delete(args) => steer::delete(ctx, &args.id).await,
         Command::Node(crate::args::Node::List) => health::nodes(ctx).await,
+        Command::Core(crate::args::Core::List) => cores::list(ctx).await,
         Command::Health => health::health(ctx).await,
         Command::Config(args) => config::config(ctx, args),
         Command::Demo(args) => demo::demo(args).await,

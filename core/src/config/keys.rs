@@ -197,21 +197,32 @@ keys! {
         flag: "environment-listen", variables: &["DORMOUSE_ENVIRONMENT_LISTEN"], value: "ADDR",
         default: "127.0.0.1:8002", of: Of::Environment,
     }
+    /// Where workflows on other machines are told that core listens.
+    advertise_core: Option<HostPort> {
+        flag: "advertise-core", variables: &["DORMOUSE_ADVERTISE_CORE"], value: "HOST:PORT",
+        absent: "core_listen, which must then be one address on PostgreSQL", of: Of::Core,
+    }
+    /// Where other machines are told that the environment listens.
+    advertise_environment: Option<HostPort> {
+        flag: "advertise-environment", variables: &["DORMOUSE_ADVERTISE_ENVIRONMENT"], value: "HOST:PORT",
+        absent: "environment_listen, which must then be one address on PostgreSQL", of: Of::Environment,
+    }
     /// Where the environment's processes find core, where core does not run in the same process. Several are
     /// separated by commas.
     core_addresses: Vec<HostPort> {
         flag: "core-addresses", variables: &["DORMOUSE_CORE_ADDRESSES", "DORMOUSE_CORE"], value: "HOST:PORT",
-        absent: "what core wrote into data_dir", of: Of::Environment,
+        absent: "on PostgreSQL the list of core replicas there, else what core wrote into data_dir", of: Of::Environment,
     }
     /// How many workflow processes may live at once on this node.
     slots: Option<u32> {
         flag: "slots", variables: &["DORMOUSE_SLOTS"], value: "N", range: Some(("1", "100000")),
         absent: "max(16, 8 × cores), fewer if memory is short", of: Of::Environment,
     }
-    /// How long the node's lease lasts unrenewed, on PostgreSQL; it is renewed every third of it.
+    /// How long the lease of a node, or of a core replica, lasts unrenewed, on PostgreSQL; it is renewed every third
+    /// of it.
     lease: Duration {
         flag: "lease", variables: &["DORMOUSE_LEASE"], value: "TIME", range: Some(("3s", "10m")),
-        default: "15s", of: Of::Environment,
+        default: "15s",
     }
     /// How long ended instances are kept.
     retention: Duration {

@@ -160,7 +160,7 @@ impl Settings {
         let connections = usize::try_from(self.values.core_connections).unwrap_or(usize::MAX);
         // All processes of a machine may have one address.
         let places = Places { connections, of_one_address: connections, ..base.places };
-        server::Options { places, ..base }
+        server::Options { advertise: self.values.advertise_core.clone(), places, ..base }
     }
 
     /// How the store is opened.

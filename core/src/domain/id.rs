@@ -179,6 +179,23 @@ impl NodeId {
 }
 
 text_id! {
+    /// One running core service; chosen once for a data directory.
+    ReplicaId
+}
+
+impl ReplicaId {
+    /// Checks it like a name.
+    pub fn parse(text: &str) -> Result<Self, ParseError> {
+        Name::parse("core.id", text).map(|name| Self(name.0))
+    }
+
+    /// An id out of 80 random bits.
+    pub fn from_random(bits: [u8; 10]) -> Self {
+        Self(InstanceId::from_random(bits).0)
+    }
+}
+
+text_id! {
     /// A name that an author or operator chose (workflow, step, signal, image, version):
     /// 1–200 bytes of UTF-8 without control characters.
     Name

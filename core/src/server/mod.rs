@@ -4,11 +4,14 @@
 //! - [`request`]: one function for each operation.
 //! - [`push`]: who is connected, and telling them what changed.
 //! - [`wire`]: messages to domain types and back.
+//! - [`presence`]: this core in the list of replicas; [`identity`]: which of them it is.
 //!
 //! It keeps nothing that matters: sessions, attempts and fences stand in the rows, so any core may be killed at
 //! any moment, and any other answers the next request. It answers only what the store has made durable
 //! (invariant 1), writes only with attempt and session (invariant 2) and never sees a process.
 
+mod identity;
+mod presence;
 mod push;
 mod request;
 mod session;
@@ -29,8 +32,14 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
+use self::identity::Identity;
+pub use self::identity::IdentityFileError;
+use self::presence::Presence;
+pub use self::presence::host_name;
 use self::push::Sessions;
 use self::session::Shared;
+use crate::advertise::{AdvertiseError, advertised};
+use crate::config::HostPort;
 use crate::limits::{self, LEAVE_WITHIN};
 use crate::store::Store;
 
@@ -44,6 +53,10 @@ pub struct Options {
     pub listen: SocketAddr,
     /// Holds `host:port` of what is bound.
     pub address_file: PathBuf,
+    /// Holds the id by which this core is listed.
+    pub id_file: PathBuf,
+    /// `host:port` that others are told; none: what is bound.
+    pub advertise: Option<HostPort>,
     /// Makes the certificate, and renews it.
     pub authority: Arc<Authority>,
     /// How often a session looks for what no notice has told it.
@@ -61,7 +74,9 @@ impl Options {
     pub fn new(listen: SocketAddr, address_file: PathBuf, authority: Arc<Authority>) -> Self {
         Self {
             listen,
+            id_file: address_file.with_file_name("core.id"),
             address_file,
+            advertise: None,
             authority,
             poll: Duration::from_secs(5),
             places: limits::PLACES,
@@ -80,6 +95,12 @@ pub enum Error {
     /// There is no certificate.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// Others could not connect to what they would be told.
+    #[error(transparent)]
+    Advertise(#[from] AdvertiseError),
+    /// The data directory is another core's, or not usable.
+    #[error(transparent)]
+    IdentityFile(#[from] IdentityFileError),
     /// The store was closed under the server.
     #[error("the store was closed before the instance server; this is a defect")]
     StoreClosed,
@@ -90,7 +111,9 @@ impl Coded for Error {
         match self {
             Self::Endpoint(_) => Code::FailedPrecondition,
             Self::Identity(error) => error.code(),
-            Self::StoreClosed => Code::Internal,
+            Self::Advertise(error) => error.code(),
+            Self::IdentityFile(IdentityFileError::Held { .. }) => Code::FailedPrecondition,
+            Self::IdentityFile(IdentityFileError::Io { .. }) | Self::StoreClosed => Code::Internal,
         }
     }
 }
@@ -102,6 +125,7 @@ pub struct Server {
     endpoint: quinn::Endpoint,
     address: SocketAddr,
     door: Door,
+    presence: Presence,
     shared: Shared,
 }
 
@@ -109,6 +133,7 @@ pub struct Server {
 #[derive(Clone, Debug)]
 pub struct Handle {
     address: SocketAddr,
+    advertised: String,
     sessions: Arc<Sessions>,
 }
 
@@ -116,6 +141,11 @@ impl Handle {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// `host:port` that others are told.
+    pub fn advertised(&self) -> &str {
+        &self.advertised
     }
 
     /// Instances whose process is connected now.
@@ -128,6 +158,7 @@ impl Server {
     /// Makes or reads the certificate and binds the address. Must be called inside a tokio runtime; blocks for
     /// some milliseconds.
     pub fn bind(options: Options, store: Store) -> Result<Self, Error> {
+        let listed = Identity::open(&options.id_file)?;
         let identity = options.authority.identity(Role::Core)?;
         let endpoint = endpoint::server_endpoint_remembered::<InstanceProtocol>(
             options.listen,
@@ -137,41 +168,70 @@ impl Server {
         )?;
         let address =
             endpoint.local_addr().map_err(|source| ServerError::Bind { address: options.listen, source })?;
+        let advertised = advertised("--advertise-core", options.advertise.as_ref(), address, store.kind())?;
+        let sessions = Arc::default();
+        let presence = Presence::new(store.clone(), Arc::clone(&sessions), listed, advertised);
         let shared = Shared {
             store,
-            sessions: Arc::default(),
+            sessions,
             poll: options.poll,
             all: Allowance::new(options.in_flight),
             // Quotas bound a tenant's instances, and with them its connections.
             tenants: Arc::new(Groups::new(options.places.connections, options.of_tenant)),
         };
         let door = Door::new(options.places.clone());
-        Ok(Self { options, endpoint, address, door, shared })
+        Ok(Self { options, endpoint, address, door, presence, shared })
     }
 
     /// To look at the server while it runs.
     pub fn handle(&self) -> Handle {
-        Handle { address: self.address, sessions: Arc::clone(&self.shared.sessions) }
+        let advertised = self.presence.address().to_owned();
+        Handle { address: self.address, advertised, sessions: Arc::clone(&self.shared.sessions) }
     }
 
-    /// Serves until `shutdown`: then accepts nothing new, lets requests in flight have their answers, and tells
-    /// every process to connect again.
+    /// Serves until `shutdown`: then says in the list of replicas that it drains, accepts nothing new, lets
+    /// requests in flight have their answers, tells every process to connect elsewhere, and leaves the list.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
         info!(address = %self.address, "core listens for instances");
+        let Self { options, endpoint, address: _, door, presence, shared } = self;
+        let listener = Listener { options, endpoint, door, shared };
+        let (hand_over, drained) = (CancellationToken::new(), CancellationToken::new());
+        // A server that cannot go on leaves in order all the same.
+        let over = shutdown.child_token();
+        let present = presence.keep(over.clone(), hand_over.clone(), drained.clone());
+        let serve = async {
+            let outcome = listener.serve(&hand_over).await;
+            over.cancel();
+            drained.cancel();
+            outcome
+        };
+        let (outcome, ()) = tokio::join!(serve, present);
+        info!("core has shut down");
+        outcome
+    }
+}
+
+/// The server while it runs.
+struct Listener {
+    options: Options,
+    endpoint: quinn::Endpoint,
+    door: Door,
+    shared: Shared,
+}
+
+impl Listener {
+    /// Until every session was handed over, which begins with `hand_over`.
+    async fn serve(&self, hand_over: &CancellationToken) -> Result<(), Error> {
         let mut connections = JoinSet::new();
-        let outcome = self.accept(&mut connections, &shutdown).await;
-        self.endpoint.set_server_config(None);
+        let outcome = self.accept(&mut connections, hand_over).await;
         if outcome.is_err() {
             // Nothing can be answered any more.
             connections.abort_all();
         }
-        while let Some(done) = connections.join_next().await {
-            report(done);
-        }
+        self.drain(connections).await;
         self.endpoint.close(0u32.into(), b"core has shut down");
         // An error: somebody does not acknowledge the farewell; it will notice by its time-out.
         drop(timeout(LEAVE_WITHIN, self.endpoint.wait_idle()).await);
-        info!("core has shut down");
         outcome
     }
 
@@ -192,6 +252,19 @@ impl Server {
                     None => return Ok(()),
                 },
                 _ = look.tick() => self.renew().await,
+            }
+        }
+    }
+
+    /// Waits for the last connection. Who comes now is refused, not ignored: it tries elsewhere at once.
+    async fn drain(&self, mut connections: JoinSet<()>) {
+        loop {
+            tokio::select! {
+                done = connections.join_next() => match done {
+                    Some(done) => report(done),
+                    None => return self.endpoint.set_server_config(None),
+                },
+                Some(incoming) = self.endpoint.accept() => incoming.refuse(),
             }
         }
     }

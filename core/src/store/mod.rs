@@ -17,6 +17,7 @@
 //! | `sessions`, `checkpoints` | what an instance's process asks |
 //! | `nodes`, `wakes`, `turns`, `exits` | what a node asks |
 //! | `tenants`, `tokens` | whose all of it is, and who may ask |
+//! | `replicas` | where the core replicas are |
 //! | `notices` | who should look again |
 
 mod attempts;
@@ -38,6 +39,7 @@ mod notices;
 mod open;
 mod payload;
 mod postgres;
+mod replicas;
 mod sessions;
 mod signals;
 mod sql;
@@ -70,6 +72,7 @@ pub use instances::{Instance, InstanceDetail, InstancePage, ListFilter};
 pub use nodes::{Drain, NewNode, Node, NodeLease, NodeReport};
 pub use notices::{Notice, Notices};
 pub use open::Database;
+pub use replicas::{NewReplica, Renewal, Replica, ReplicaLease, ReplicaReport};
 pub use sessions::{Inbox, OwnStatus, Registration, Session, Suspension, TokenOf};
 pub use signals::Sent;
 pub use sql::Kind;

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::domain::{
     access::{Role, TokenName},
-    id::{Attempt, Digest, InstanceId, InstanceKey, Key, Name, NodeId, Session, Tenant},
+    id::{Attempt, Digest, InstanceId, InstanceKey, Key, Name, NodeId, ReplicaId, Session, Tenant},
     time::Micros,
 };
 
@@ -203,6 +203,7 @@ arguments! {
     &'a Name => |v| Self::Text(Some(v.as_str()));
     &'a Key => |v| Self::Text(Some(v.as_str()));
     &'a NodeId => |v| Self::Text(Some(v.as_str()));
+    &'a ReplicaId => |v| Self::Text(Some(v.as_str()));
     Option<&'a NodeId> => |v| Self::Text(v.map(NodeId::as_str));
     Option<&'a Name> => |v| Self::Text(v.map(Name::as_str));
 }

@@ -70,6 +70,7 @@ impl Core {
     pub(crate) async fn replica(&mut self) -> Handle {
         let mut options = options(&self.folder, &self.authority);
         options.address_file = self.folder.path().join("replica.address");
+        options.id_file = self.folder.path().join("replica.id");
         run(options, self.db.another().await, &self.shutdown, &mut self.running)
     }
 

@@ -37,6 +37,7 @@ mod pairs;
 mod quotas;
 mod reads;
 mod register;
+mod replicas;
 mod signals;
 mod start;
 mod suspend;

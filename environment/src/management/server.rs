@@ -5,10 +5,10 @@
 //! takes its long polls and its unfinished uploads with it; what the store was asked to write is
 //! written all the same.
 
-use std::{net::SocketAddr, path::PathBuf, pin::pin, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
 use dormouse_core::{
-    domain::id::Tenant,
+    domain::id::{ReplicaId, Tenant},
     logging,
     store::{NodeReport, Store},
 };
@@ -102,6 +102,8 @@ pub struct ThisNode {
     pub report: NodeReport,
     /// Where core listens.
     pub core_address: String,
+    /// Core replicas that this node has watched without a sign of life.
+    pub silent_cores: BTreeSet<ReplicaId>,
     /// One sentence each; empty: all is well.
     pub problems: Vec<String>,
 }
@@ -510,7 +512,8 @@ impl Context {
             Operation::Nodes(_) => self.nodes().await.map(Outcome::Nodes),
             Operation::DrainNode(request) => self.drain_node(request).await.map(Outcome::Node),
             Operation::UndrainNode(request) => self.undrain_node(request).await.map(Outcome::Node),
-            Operation::Cores(_) | Operation::Prune(_) => Err(unknown()),
+            Operation::Cores(_) => self.cores().await.map(Outcome::Cores),
+            Operation::Prune(_) => Err(unknown()),
             Operation::CreateTenant(request) => self.create_tenant(request).await.map(Outcome::Tenant),
             Operation::Tenants(_) => self.list_tenants().await.map(Outcome::Tenants),
             Operation::SetQuotas(request) => self.set_quotas(request).await.map(Outcome::Tenant),
