@@ -112,7 +112,14 @@ mod tests {
 
     fn this() -> ThisNode {
         let (report, problems) = (NodeReport { running: 1, ..NodeReport::default() }, Vec::new());
-        ThisNode { id: "here".to_owned(), slots: 2, report, core_address: String::new(), problems }
+        ThisNode {
+            id: "here".to_owned(),
+            slots: 2,
+            report,
+            core_address: String::new(),
+            silent_cores: std::collections::BTreeSet::new(),
+            problems,
+        }
     }
 
     fn running(running: u32) -> NodeReport {
