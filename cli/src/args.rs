@@ -146,6 +146,8 @@ pub(crate) enum Command {
     Stop(Id),
     /// Delete an ended instance and all that belongs to it
     Delete(Id),
+    /// Delete all instances that ended long ago; services do it themselves after the retention
+    Prune(Prune),
     /// The environments of the cluster
     #[command(subcommand)]
     Node(Node),
@@ -274,12 +276,25 @@ pub(crate) struct List {
     /// Only of this image name
     #[arg(long, value_name = "N")]
     pub(crate) image: Option<String>,
+    /// Only suspended ones that wait for this: sleep, signal, signal:NAME, resume or retry
+    #[arg(long, value_name = "WAIT", conflicts_with = "status", value_parser = parse_waiting_for)]
+    pub(crate) waiting_for: Option<String>,
     /// At most so many
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) limit: u32,
     /// Go on where the page before ended
     #[arg(long, value_name = "C")]
     pub(crate) cursor: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Prune {
+    /// Only say how many would be deleted
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Those that ended longer ago than this, such as 12h, 7d [default: the services' retention]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub(crate) older_than: Option<Duration>,
 }
 
 #[derive(Debug, Args)]
@@ -383,6 +398,15 @@ fn parse_variable(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// The services judge it again; here it is wrong usage.
+fn parse_waiting_for(text: &str) -> Result<String, String> {
+    match text {
+        "sleep" | "signal" | "resume" | "retry" => Ok(text.to_owned()),
+        _ if text.strip_prefix("signal:").is_some_and(|name| !name.is_empty()) => Ok(text.to_owned()),
+        _ => Err("it must be sleep, signal, signal:NAME, resume or retry".to_owned()),
+    }
+}
+
 fn parse_stream(text: &str) -> Result<Stream, String> {
     match text {
         "stdout" => Ok(Stream::Stdout),
@@ -437,6 +461,9 @@ mod tests {
             "resume a",
             "stop a",
             "delete a",
+            "prune",
+            "prune --dry-run --older-than 7d -o json",
+            "list --waiting-for signal:approval -o ids",
             "node list",
             "health --server h:1",
             "list --server h:1 --ca authority.pem --token-file /run/secrets/token",
@@ -455,6 +482,9 @@ mod tests {
             "nonsense",
             "list --limit 0",
             "list --token dmt_A",
+            "list --waiting-for rain",
+            "list --waiting-for signal:",
+            "list --waiting-for sleep --status running",
         ] {
             assert_eq!(parse(line).expect_err(line).exit_code(), 2, "{line}");
         }

@@ -89,13 +89,15 @@ impl House {
     async fn prune(&self) -> Result<(), Error> {
         let mut pruned = 0;
         loop {
-            match self.store.prune(PRUNE).await? {
-                0 if pruned == 0 => return Ok(()),
-                0 => break,
-                n => pruned += n,
+            let round = self.store.prune(PRUNE).await?;
+            pruned += round.instances;
+            if !round.more {
+                break;
             }
         }
-        info!(instances = pruned, "ended instances were deleted after their retention");
+        if pruned > 0 {
+            info!(instances = pruned, "ended instances were deleted after their retention");
+        }
         Ok(())
     }
 

@@ -130,6 +130,9 @@ pub struct ListInstances {
     pub status: Option<Status>,
     /// Only of this image name.
     pub image: Option<String>,
+    /// Only suspended ones that wait for this: `sleep`, `signal`, `signal:NAME`, `resume` or `retry`. A
+    /// page may then hold fewer than the limit, even none, although more follow.
+    pub waiting_for: Option<String>,
     /// At most so many on a page; the services have a limit of their own (1,000).
     pub limit: Option<u32>,
     /// Where the page before ended.
@@ -195,7 +198,7 @@ impl Client {
             image: list.image.unwrap_or_default(),
             limit: list.limit.unwrap_or(0),
             cursor: list.cursor.unwrap_or_default(),
-            ..wire::ListInstances::default()
+            waiting_for: list.waiting_for.unwrap_or_default(),
         });
         self.call(request, |outcome| match outcome {
             Outcome::Instances(page) => Ok(InstancePage {

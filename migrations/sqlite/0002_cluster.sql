@@ -37,3 +37,6 @@ ALTER TABLE instance_start ADD COLUMN retry_of TEXT;
 CREATE INDEX instance_wake_tenant ON instance (tenant, priority, wake_at, key) WHERE wake_at IS NOT NULL AND NOT paused;
 -- Whether any tenant has such a quota is asked by each claim.
 CREATE INDEX tenant_running ON tenant (name) WHERE max_running IS NOT NULL;
+
+-- Pruning of one tenant.
+CREATE INDEX instance_ended_tenant ON instance (tenant, ended_at, key) WHERE ended_at IS NOT NULL;

@@ -45,18 +45,11 @@ async fn portrait(client: &Client, instance: &Instance) -> anyhow::Result<String
 
 pub(crate) async fn list(ctx: &Ctx, args: List) -> anyhow::Result<Exit> {
     let client = ctx.client().await?;
-    let filtered = args.status.is_some() || args.image.is_some();
-    let page = client
-        .instances(ListInstances {
-            status: args.status,
-            image: args.image,
-            limit: Some(args.limit),
-            cursor: args.cursor,
-        })
-        .await?;
+    let filtered = args.status.is_some() || args.image.is_some() || args.waiting_for.is_some();
+    let (instances, next_cursor) = read_list(&client, args).await?;
     let now = now();
     ctx.screen.list(
-        &page.instances,
+        &instances,
         &INSTANCE_HEADERS,
         |instance| instance_row(instance, now),
         |instance| instance.id.clone(),
@@ -67,10 +60,31 @@ pub(crate) async fn list(ctx: &Ctx, args: List) -> anyhow::Result<Exit> {
             "no instances yet: `dormouse start NAME` starts one, `dormouse run BINARY` runs a workflow binary"
         },
     )?;
-    if let Some(cursor) = page.next_cursor {
+    if let Some(cursor) = next_cursor {
         say(&format!("there are more: add --cursor {cursor}"));
     }
     Ok(Exit::Done)
+}
+
+/// Pages may be short of what was asked for: it is asked for the rest.
+async fn read_list(client: &Client, args: List) -> anyhow::Result<(Vec<Instance>, Option<String>)> {
+    let mut ask = ListInstances {
+        status: args.status,
+        image: args.image,
+        waiting_for: args.waiting_for,
+        limit: Some(args.limit),
+        cursor: args.cursor,
+    };
+    let mut instances = Vec::new();
+    loop {
+        let page = client.instances(ask.clone()).await?;
+        instances.extend(page.instances);
+        let left = args.limit.saturating_sub(u32::try_from(instances.len()).unwrap_or(u32::MAX));
+        if left == 0 || page.next_cursor.is_none() {
+            return Ok((instances, page.next_cursor));
+        }
+        (ask.limit, ask.cursor) = (Some(left), page.next_cursor);
+    }
 }
 
 pub(crate) async fn count(ctx: &Ctx, args: Count) -> anyhow::Result<Exit> {

@@ -21,6 +21,7 @@ mod history;
 mod image;
 mod instance;
 mod logs;
+mod prune;
 mod run;
 mod services;
 mod start;
@@ -61,6 +62,7 @@ async fn perform(ctx: &Ctx, command: Command) -> anyhow::Result<Exit> {
         Command::Resume(args) => steer::resume(ctx, &args.id).await,
         Command::Stop(args) => steer::stop(ctx, &args.id).await,
         Command::Delete(args) => steer::delete(ctx, &args.id).await,
+        Command::Prune(args) => prune::prune(ctx, args).await,
         Command::Node(crate::args::Node::List) => health::nodes(ctx).await,
         Command::Core(crate::args::Core::List) => cores::list(ctx).await,
         Command::Health => health::health(ctx).await,

@@ -100,6 +100,46 @@ impl Waits {
     }
 }
 
+/// What a list of suspended instances is held to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WaitingFor {
+    /// A moment: a sleep, or the pause before a step's next try.
+    Sleep,
+    /// Any signal.
+    AnySignal,
+    /// The signal of this name.
+    Signal(Name),
+    /// The end of a pause.
+    Resume,
+    /// The next attempt.
+    Retry,
+}
+
+impl WaitingFor {
+    /// Reads `sleep`, `signal`, `signal:NAME`, `resume` or `retry`.
+    pub fn parse(word: &str) -> Option<Self> {
+        Some(match word {
+            "sleep" => Self::Sleep,
+            "signal" => Self::AnySignal,
+            "resume" => Self::Resume,
+            "retry" => Self::Retry,
+            other => Self::Signal(Name::parse("signal.name", other.strip_prefix("signal:")?).ok()?),
+        })
+    }
+
+    /// Whether one of the waits is meant.
+    pub fn is_among(&self, waits: &Waits) -> bool {
+        waits.iter().any(|wait| match (self, wait) {
+            (Self::Sleep, Wait::Due { .. })
+            | (Self::AnySignal, Wait::Signal { .. })
+            | (Self::Resume, Wait::Resume)
+            | (Self::Retry, Wait::Retry) => true,
+            (Self::Signal(name), Wait::Signal { signal, .. }) => name == signal,
+            (Self::Sleep | Self::AnySignal | Self::Signal(_) | Self::Resume | Self::Retry, _) => false,
+        })
+    }
+}
+
 impl<'a> IntoIterator for &'a Waits {
     type Item = &'a Wait;
     type IntoIter = std::slice::Iter<'a, Wait>;
@@ -148,5 +188,38 @@ impl WakeReason {
     /// Reads that word.
     pub fn parse(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|reason| reason.as_str() == word)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        Name::parse("name", text).expect("a name")
+    }
+
+    #[test]
+    fn a_filter_means_one_of_the_waits() {
+        let key = Key::none();
+        let nap = Wait::Due { name: name("nap"), key: key.clone(), due_at: Micros(1) };
+        let approval =
+            Wait::Signal { name: name("decide"), key, signal: name("approval"), due_at: Some(Micros(1)) };
+        let both = Waits::new(vec![nap, approval]).expect("two");
+        for (word, both_fit, retry_fits) in [
+            ("sleep", true, false),
+            ("signal", true, false),
+            ("signal:approval", true, false),
+            ("signal:decide", false, false),
+            ("resume", false, false),
+            ("retry", false, true),
+        ] {
+            let filter = WaitingFor::parse(word).expect(word);
+            assert_eq!(filter.is_among(&both), both_fit, "{word}");
+            assert_eq!(filter.is_among(&Waits::retry()), retry_fits, "{word}");
+        }
+        for word in ["", "signal:", "sleeps", "SLEEP", "signals"] {
+            assert_eq!(WaitingFor::parse(word), None, "{word:?}");
+        }
     }
 }

@@ -1,13 +1,13 @@
-//! What controllers ask of an instance: cancel, pause, resume, stop, delete.
+//! What controllers ask of an instance: cancel, pause, resume, stop.
 
 use super::{
     Store,
     commit::{LockOrder, Request},
     endings::{self, Says},
-    error::{Error, Result},
+    error::Result,
     events::{self, NewEvent},
     life::{self, Target},
-    sql::{Stmt, Tx, args, stmt},
+    sql::Tx,
 };
 use crate::domain::{
     event::EventKind,
@@ -76,90 +76,6 @@ impl Request for Ask {
     }
 }
 
-/// Rows of each table that one step deletes: a large instance must not hold up the writer.
-const STEP: u32 = 1_000;
-
-const DELETE_CHECKPOINTS: Stmt = stmt!(
-    "DELETE FROM checkpoint WHERE instance = $1
-        AND number IN (SELECT number FROM checkpoint WHERE instance = $1 ORDER BY number LIMIT $2)"
-);
-const DELETE_SIGNALS: Stmt = stmt!(
-    "DELETE FROM signal WHERE instance = $1
-        AND number IN (SELECT number FROM signal WHERE instance = $1 ORDER BY number LIMIT $2)"
-);
-const DELETE_EVENTS: Stmt = stmt!(
-    "DELETE FROM event WHERE instance = $1
-        AND number IN (SELECT number FROM event WHERE instance = $1 ORDER BY number LIMIT $2)"
-);
-const DELETE_ATTEMPTS: Stmt = stmt!(
-    "DELETE FROM attempt WHERE instance = $1
-        AND attempt IN (SELECT attempt FROM attempt WHERE instance = $1 ORDER BY attempt LIMIT $2)"
-);
-const DELETE_START: Stmt = stmt!("DELETE FROM instance_start WHERE instance = $1");
-const DELETE_ENDING: Stmt = stmt!("DELETE FROM instance_ending WHERE instance = $1");
-const DELETE_INSTANCE: Stmt =
-    stmt!("DELETE FROM instance WHERE key = $1 AND tenant = $2 AND ended_at IS NOT NULL");
-
-/// One step of a deletion. The row goes last: until then the instance is listed and can be
-/// deleted again, so that a deletion that was interrupted leaves nothing behind for ever.
-struct DeleteStep {
-    target: Target,
-}
-
-impl Request for DeleteStep {
-    /// Whether all is gone.
-    type Answer = bool;
-
-    fn order(&self) -> LockOrder {
-        LockOrder::Instance(self.target.key)
-    }
-
-    async fn run(&self, tx: &mut Tx<'_>) -> Result<bool> {
-        let row = life::lock_target(tx, &self.target).await?;
-        if row.life.outcome().is_none() {
-            return Err(Error::NotEnded { id: row.id });
-        }
-        for stmt in [&DELETE_CHECKPOINTS, &DELETE_SIGNALS, &DELETE_EVENTS, &DELETE_ATTEMPTS] {
-            if tx.execute(stmt, args![row.key, STEP]).await? == u64::from(STEP) {
-                return Ok(false);
-            }
-        }
-        tx.execute(&DELETE_START, args![row.key]).await?;
-        tx.execute(&DELETE_ENDING, args![row.key]).await?;
-        tx.execute_one(&DELETE_INSTANCE, args![row.key, &row.tenant]).await?;
-        tx.notify(super::Notice::Instance(row.key));
-        Ok(true)
-    }
-}
-
-/// Ended instances whose retention is over.
-struct Prunable {
-    keep: std::time::Duration,
-    limit: u32,
-}
-
-impl Request for Prunable {
-    type Answer = Vec<Target>;
-
-    async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Answer> {
-        const FIND: Stmt = stmt!(
-            "SELECT key, tenant, id FROM instance
-              WHERE ended_at IS NOT NULL AND ended_at <= $1 ORDER BY ended_at, key LIMIT $2"
-        );
-        let before = tx.now().await? - self.keep;
-        let rows = tx.fetch(&FIND, args![before, self.limit]).await?;
-        rows.iter()
-            .map(|row| {
-                Ok(Target {
-                    key: row.instance("key")?,
-                    tenant: row.tenant("tenant")?,
-                    id: row.parsed("id", |text| InstanceId::parse(text).ok())?,
-                })
-            })
-            .collect()
-    }
-}
-
 impl Store {
     /// Asks the workflow to clean up and end. What never ran ends at once.
     pub async fn cancel(&self, tenant: &Tenant, id: &InstanceId) -> Result<()> {
@@ -184,33 +100,5 @@ impl Store {
     async fn ask(&self, tenant: &Tenant, id: &InstanceId, control: Control) -> Result<()> {
         let target = self.target(tenant, id).await?;
         self.write_instance(target.key, Ask { target, control }).await
-    }
-
-    /// Deletes an ended instance with all it stored, in small steps.
-    pub async fn delete(&self, tenant: &Tenant, id: &InstanceId) -> Result<()> {
-        let target = self.target(tenant, id).await?;
-        self.delete_target(target).await
-    }
-
-    async fn delete_target(&self, target: Target) -> Result<()> {
-        while !self.write_instance(target.key, DeleteStep { target: target.clone() }).await? {}
-        self.stored().forget(&target.tenant);
-        Ok(())
-    }
-
-    /// Deletes at most `limit` instances that ended longer ago than the retention
-    /// (`Limits::retention`); answers how many. Call it again while it answers `limit`.
-    pub async fn prune(&self, limit: u32) -> Result<u32> {
-        let targets = self.read(Prunable { keep: self.limits().retention, limit }).await?;
-        let mut pruned = 0;
-        for target in targets {
-            match self.delete_target(target).await {
-                Ok(()) => pruned += 1,
-                // Somebody else was faster.
-                Err(Error::NoInstance { .. }) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(pruned)
     }
 }

@@ -16,10 +16,11 @@ use super::{
 use crate::domain::{
     event::Progress,
     id::{Attempt, Digest, InstanceId, InstanceKey, Name, Tenant},
-    instance::{Life, Status},
+    instance::{Life, State, Status},
     outcome::Failure,
     payload::Payload,
     time::Micros,
+    wake::WaitingFor,
 };
 
 /// An instance as people see it, without its payloads.
@@ -92,6 +93,9 @@ pub struct ListFilter {
     pub status: Option<Status>,
     /// Only of this image's name.
     pub image: Option<Name>,
+    /// Only suspended ones that wait for this. Waits are no index: so many rows are looked through
+    /// for one page, which then may hold fewer than the limit although more follow.
+    pub waiting_for: Option<WaitingFor>,
     /// Only those started before this one: the cursor of the next page.
     pub before: Option<InstanceKey>,
     /// At most so many; at least 1, at most 1,000.
@@ -105,7 +109,12 @@ pub struct InstancePage {
     pub instances: Vec<Instance>,
     /// Give this as `before` to read on; none: that was all.
     pub next: Option<InstanceKey>,
+    /// The public id of `next`.
+    pub next_id: Option<InstanceId>,
 }
+
+/// The longest page, and how many rows one page of a filter on waits looks through.
+const SCAN: u32 = 1000;
 
 macro_rules! view {
     ($tail:literal) => {
@@ -242,28 +251,66 @@ impl Request for List {
     type Answer = InstancePage;
 
     async fn run(&self, tx: &mut Tx<'_>) -> Result<InstancePage> {
-        let limit = self.filter.limit.clamp(1, 1000);
-        let before = self.filter.before.unwrap_or(InstanceKey(i64::MAX));
-        let (tenant, one_more) = (&self.tenant, limit + 1);
-        let state = self.filter.status.map(Status::as_str);
-        let rows = match (&self.filter.image, state) {
-            (None, None) => tx.fetch(&LIST, args![tenant, before, one_more]).await?,
-            (None, Some(state)) => tx.fetch(&LIST_STATE, args![tenant, before, one_more, state]).await?,
-            (Some(image), None) => tx.fetch(&LIST_IMAGE, args![tenant, before, one_more, image]).await?,
-            (Some(image), Some(state)) => {
-                tx.fetch(&LIST_BOTH, args![tenant, before, one_more, image, state]).await?
-            }
-        };
-        let mut instances = rows.iter().map(read).collect::<Result<Vec<_>>>()?;
+        let limit = self.filter.limit.clamp(1, SCAN);
+        if let Some(wanted) = &self.filter.waiting_for {
+            return self.waiting(tx, wanted, limit as usize).await;
+        }
+        let mut instances = self.rows(tx, self.filter.status, limit + 1).await?;
         let more = instances.len() > limit as usize;
         instances.truncate(limit as usize);
-        let next = if more { instances.last().map(|last| last.key) } else { None };
-        Ok(InstancePage { instances, next })
+        Ok(page(instances, more))
     }
 
     async fn run_single(&self, tx: &mut Tx<'_>) -> Result<Option<InstancePage>> {
         self.run(tx).await.map(Some)
     }
+}
+
+impl List {
+    async fn rows(&self, tx: &mut Tx<'_>, status: Option<Status>, limit: u32) -> Result<Vec<Instance>> {
+        let before = self.filter.before.unwrap_or(InstanceKey(i64::MAX));
+        let tenant = &self.tenant;
+        let state = status.map(Status::as_str);
+        let rows = match (&self.filter.image, state) {
+            (None, None) => tx.fetch(&LIST, args![tenant, before, limit]).await?,
+            (None, Some(state)) => tx.fetch(&LIST_STATE, args![tenant, before, limit, state]).await?,
+            (Some(image), None) => tx.fetch(&LIST_IMAGE, args![tenant, before, limit, image]).await?,
+            (Some(image), Some(state)) => {
+                tx.fetch(&LIST_BOTH, args![tenant, before, limit, image, state]).await?
+            }
+        };
+        rows.iter().map(read).collect()
+    }
+
+    /// Of the next rows that are suspended those that wait for this.
+    async fn waiting(&self, tx: &mut Tx<'_>, wanted: &WaitingFor, limit: usize) -> Result<InstancePage> {
+        if self.filter.status.is_some_and(|status| status != Status::Suspended) {
+            return Ok(page(Vec::new(), false));
+        }
+        let scanned = self.rows(tx, Some(Status::Suspended), SCAN).await?;
+        let all = scanned.len() < SCAN as usize;
+        let last = scanned.last().map(|last| (last.key, last.id.clone()));
+        let fits = |instance: &Instance| match &instance.life.state {
+            State::Suspended { waits, .. } => wanted.is_among(waits),
+            State::Pending { .. } | State::Launching { .. } | State::Running { .. } | State::Ended { .. } => {
+                false
+            }
+        };
+        let mut found = scanned.into_iter().filter(fits);
+        let instances: Vec<_> = found.by_ref().take(limit).collect();
+        if found.next().is_some() {
+            return Ok(page(instances, true));
+        }
+        let (next, next_id) = last.filter(|_| !all).unzip();
+        Ok(InstancePage { instances, next, next_id })
+    }
+}
+
+/// A page that ends with its last instance.
+fn page(instances: Vec<Instance>, more: bool) -> InstancePage {
+    let last = instances.last().filter(|_| more);
+    let (next, next_id) = last.map(|last| (last.key, last.id.clone())).unzip();
+    InstancePage { instances, next, next_id }
 }
 
 struct Count {

@@ -13,7 +13,7 @@
 //! |---|---|
 //! | `sql`, `commit`, `open`, `sqlite`, `postgres`, `migrate` | the machinery |
 //! | `life` | the instance's row as a `Life`, and its one guarded write |
-//! | `start`, `instances`, `controls`, `signals`, `images`, `image_chunks`, `attempts`, `events` | what controllers and people ask |
+//! | `start`, `instances`, `controls`, `signals`, `images`, `image_chunks`, `attempts`, `events`, `retention` | what controllers and people ask |
 //! | `sessions`, `checkpoints` | what an instance's process asks |
 //! | `nodes`, `wakes`, `turns`, `exits` | what a node asks |
 //! | `tenants`, `tokens` | whose all of it is, and who may ask |
@@ -40,6 +40,7 @@ mod open;
 mod payload;
 mod postgres;
 mod replicas;
+mod retention;
 mod sessions;
 mod signals;
 mod sql;
@@ -73,6 +74,7 @@ pub use nodes::{Drain, NewNode, Node, NodeLease, NodeReport};
 pub use notices::{Notice, Notices};
 pub use open::Database;
 pub use replicas::{NewReplica, Renewal, Replica, ReplicaLease, ReplicaReport};
+pub use retention::Pruned;
 pub use sessions::{Inbox, OwnStatus, Registration, Session, Suspension, TokenOf};
 pub use signals::Sent;
 pub use sql::Kind;

@@ -54,12 +54,13 @@ impl Context {
         let limit = parse::page(request.limit, PAGE);
         let before = match request.cursor.as_str() {
             "" => None,
-            // The last id of the page before.
+            // The last id that the page before has looked at.
             cursor => Some(self.find(&parse::id(cursor)?).await?.key),
         };
         let filter = ListFilter {
             status: parse::status(&request.status)?,
             image: parse::optional_name("list.image", &request.image)?,
+            waiting_for: parse::waiting_for(&request.waiting_for)?,
             before,
             limit,
         };
@@ -71,9 +72,9 @@ impl Context {
             describe::instance(instance, self.sentence(instance, instance.changed_at, None, &capacity, now))
         };
         // The cursor is an id: the internal key behind it is nobody's business.
-        let last = page.instances.last().filter(|_| page.next.is_some());
+        let last = &page.next_id;
         Ok(wire::InstancePage {
-            next_cursor: last.map(|instance| instance.id.to_string()).unwrap_or_default(),
+            next_cursor: last.as_ref().map(ToString::to_string).unwrap_or_default(),
             instances: page.instances.iter().map(describe).collect(),
         })
     }

@@ -9,7 +9,8 @@
 //! - `credential`: whom a client is taken for, and whether that still holds. `rights`: the one table
 //!   from operation to the least role.
 //! - `parse`: wire to typed values, once; every limit is checked here, before memory is taken.
-//! - `instances`, `images`, `history`, `logs`, `nodes`, `tenants`: one group of operations each.
+//! - `instances`, `images`, `history`, `logs`, `nodes`, `tenants`, `retention`: one group of operations
+//!   each.
 //! - `describe`: what the store says, as messages. [`sentence`]: what an instance waits for.
 //! - `watchers`: wakes long polls; a slow poll stands beneath them.
 //!
@@ -25,6 +26,7 @@ mod instances;
 mod logs;
 mod nodes;
 mod parse;
+mod retention;
 mod rights;
 pub mod sentence;
 mod server;

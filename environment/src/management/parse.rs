@@ -7,6 +7,7 @@ use dormouse_core::domain::{
     id::{Digest, InstanceId, Name, ParseError},
     instance::Status,
     payload::{Encoding, Payload},
+    wake::WaitingFor,
 };
 use dormouse_proto::{call::Refusal, code::Code, limits::PAYLOAD_MAX_BYTES, management as wire};
 
@@ -58,6 +59,18 @@ pub(super) fn status(text: &str) -> Result<Option<Status>, Refusal> {
     Status::parse(text).map(Some).ok_or_else(|| {
         invalid(format!(
             "list.status is {text:?}; it must be PENDING, RUNNING, SUSPENDED, COMPLETED, FAILED or CANCELLED"
+        ))
+    })
+}
+
+/// Empty stands for all.
+pub(super) fn waiting_for(text: &str) -> Result<Option<WaitingFor>, Refusal> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    WaitingFor::parse(text).map(Some).ok_or_else(|| {
+        invalid(format!(
+            "list.waiting_for is {text:?}; it must be sleep, signal, signal:NAME, resume or retry"
         ))
     })
 }

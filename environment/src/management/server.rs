@@ -513,13 +513,13 @@ impl Context {
             Operation::DrainNode(request) => self.drain_node(request).await.map(Outcome::Node),
             Operation::UndrainNode(request) => self.undrain_node(request).await.map(Outcome::Node),
             Operation::Cores(_) => self.cores().await.map(Outcome::Cores),
-            Operation::Prune(_) => Err(unknown()),
             Operation::CreateTenant(request) => self.create_tenant(request).await.map(Outcome::Tenant),
             Operation::Tenants(_) => self.list_tenants().await.map(Outcome::Tenants),
             Operation::SetQuotas(request) => self.set_quotas(request).await.map(Outcome::Tenant),
             Operation::CreateToken(request) => self.create_token(request).await.map(Outcome::TokenCreated),
             Operation::Tokens(request) => self.list_tokens(request).await.map(Outcome::Tokens),
             Operation::RevokeToken(request) => self.revoke_token(request).await.map(Outcome::Token),
+            Operation::Prune(request) => self.prune(request).await.map(Outcome::Pruned),
         }
     }
 

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use dormouse_core::{
     domain::{
+        id::Tenant,
         instance::{Cancel, Status},
         outcome::{EndedBy, Outcome},
     },
-    store::{ListFilter, StartRequest, Superseded},
+    store::{ListFilter, Pruned, StartRequest, Store, Superseded},
 };
 
 use crate::db::{self, TestDb, code};
@@ -27,6 +28,8 @@ contract! {
     only_what_has_ended_is_deleted,
     deleting_leaves_nothing_of_it,
     ended_instances_are_pruned_after_their_retention,
+    a_tenant_prunes_its_own_in_small_batches,
+    two_that_prune_at_once_share_the_work,
 }
 
 async fn pause_and_resume_touch_nothing_but_the_flag(db: TestDb) {
@@ -230,13 +233,63 @@ async fn ended_instances_are_pruned_after_their_retention(db: TestDb) {
         db.advance(Duration::from_hours(1));
     }
     db.start("alive").await;
-    assert_eq!(db.store.prune(10).await.expect("a round"), 0);
+    assert_eq!(db.store.prune(10).await.expect("a round").instances, 0);
     let retention = db.store.limits().retention;
     db.clock.set(db::START + retention + Duration::from_hours(1));
-    assert_eq!(db.store.prune(10).await.expect("a round"), 2);
+    assert_eq!(db.store.prune(10).await.expect("a round").instances, 2);
     db.advance(Duration::from_hours(1));
-    assert_eq!(db.store.prune(10).await.expect("a round"), 1);
+    assert_eq!(db.store.prune(10).await.expect("a round").instances, 1);
     let all = ListFilter { limit: 10, ..ListFilter::default() };
     let left = db.store.list(&db::tenant(), all).await.expect("a list");
     assert_eq!(left.instances.len(), 1);
+}
+
+/// `n` instances of the tenant that ended an hour after each other.
+async fn ended(db: &TestDb, n: u32) {
+    for n in 0..n {
+        let id = db.start(&format!("ended-{n:03}")).await;
+        db.store.cancel(&db::tenant(), &id).await.expect("cancels");
+        db.advance(Duration::from_hours(1));
+    }
+}
+
+async fn a_tenant_prunes_its_own_in_small_batches(db: TestDb) {
+    ended(&db, 5).await;
+    db.start("alive").await;
+    let tenant = db::tenant();
+    let hours = |n| db::START + Duration::from_hours(n);
+    // The first ended five hours ago, the last one hour.
+    let dry = db.store.prunable(&tenant, Duration::from_hours(2)).await.expect("counted");
+    assert_eq!((dry.instances, dry.oldest, dry.newest), (4, Some(hours(0)), Some(hours(3))));
+    let stranger = Tenant::parse("stranger").expect("a tenant");
+    assert_eq!(db.store.prunable(&stranger, Duration::ZERO).await.expect("counted").instances, 0);
+    let none = db.store.prune_tenant(&stranger, Duration::ZERO, 10).await.expect("a round");
+    assert_eq!(none, Pruned::default(), "others' are not touched");
+
+    let first = db.store.prune_tenant(&tenant, Duration::from_hours(2), 3).await.expect("a round");
+    let expected = Pruned { instances: 3, oldest: Some(hours(0)), newest: Some(hours(2)), more: true };
+    assert_eq!(first, expected);
+    let second = db.store.prune_tenant(&tenant, Duration::from_hours(2), 3).await.expect("a round");
+    assert_eq!((second.instances, second.more), (1, false));
+    assert_eq!(db.store.prunable(&tenant, Duration::ZERO).await.expect("counted").instances, 1);
+}
+
+async fn two_that_prune_at_once_share_the_work(db: TestDb) {
+    ended(&db, 40).await;
+    let other = db.another().await;
+    let tenant = db::tenant();
+    let all = async |store: &Store| {
+        let mut pruned = 0;
+        loop {
+            let round = store.prune_tenant(&tenant, Duration::ZERO, 10).await.expect("a round");
+            pruned += round.instances;
+            if !round.more {
+                return pruned;
+            }
+        }
+    };
+    let (one, two) = tokio::join!(all(&db.store), all(&other));
+    let left = db.store.prunable(&tenant, Duration::ZERO).await.expect("counted").instances;
+    assert_eq!(one + two + left, 40, "each was deleted once");
+    assert!(left < 10, "what the other held in the last round stays for the next");
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use dormouse_core::{
-    domain::{id::Tenant, instance::Status, outcome::Outcome},
+    domain::{id::Tenant, instance::Status, outcome::Outcome, wake::WaitingFor},
     store::{Error, ListFilter},
 };
 
@@ -13,6 +13,7 @@ contract! {
     lists_page_from_the_newest_down,
     lists_filter_by_status_and_image,
     counts_go_by_status,
+    lists_filter_by_what_is_waited_for,
     a_unique_prefix_is_enough,
     a_timeline_is_read_in_pages,
     a_view_has_everything,
@@ -166,4 +167,37 @@ async fn a_closed_store_refuses(db: TestDb) {
     let again = db.another().await;
     let found = again.instance(&db::tenant(), &db::id("a")).await;
     assert_eq!(last.is_ok(), found.is_ok(), "what was queued is done, what was refused is not");
+}
+
+async fn lists_filter_by_what_is_waited_for(db: TestDb) {
+    let later = db::START + Duration::from_hours(1);
+    db.suspended("naps", db::sleep_until(later)).await;
+    db.suspended("waits", db::for_signal("approval", None)).await;
+    db.suspended("hopes", db::for_signal("rain", Some(later))).await;
+    let crashed = db.running("crashed").await;
+    db.store.exited(crashed.attempt(), db::exit()).await.expect("told");
+    db.running("runs").await;
+    let waiting = async |word: &str| {
+        let waiting_for = WaitingFor::parse(word);
+        assert!(waiting_for.is_some());
+        ids(&db, ListFilter { waiting_for, limit: 10, ..ListFilter::default() }).await
+    };
+    assert_eq!(waiting("sleep").await, ["naps"]);
+    assert_eq!(waiting("signal").await, ["hopes", "waits"]);
+    assert_eq!(waiting("signal:approval").await, ["waits"]);
+    assert_eq!(waiting("resume").await, [""; 0]);
+    assert_eq!(waiting("retry").await, ["crashed"]);
+
+    let ask = |status, before, limit| ListFilter {
+        waiting_for: Some(WaitingFor::AnySignal),
+        status,
+        before,
+        limit,
+        ..ListFilter::default()
+    };
+    let none = ids(&db, ask(Some(Status::Running), None, 10)).await;
+    assert_eq!(none, [""; 0], "only suspended ones wait");
+    let first = db.store.list(&db::tenant(), ask(None, None, 1)).await.expect("a page");
+    assert_eq!((first.instances.len(), first.next_id), (1, Some(db::id("hopes"))));
+    assert_eq!(ids(&db, ask(None, first.next, 1)).await, ["waits"]);
 }
