@@ -126,6 +126,8 @@ pub(crate) enum Command {
     Count(Count),
     /// Wait until an instance has ended, and print its output
     Wait(Wait),
+    /// Instances as they change, until all of them have ended
+    Watch(Watch),
     /// What an instance printed
     Logs(Logs),
     /// The timeline of an instance
@@ -158,6 +160,13 @@ pub(crate) enum Command {
     Doctor,
     /// Whether the services are well
     Health,
+    /// A Cargo project with one workflow, its test, and the settings that launch fastest
+    New(New),
+    /// A completion script for a shell, on stdout
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
     /// How the services are configured
     #[command(subcommand)]
     Config(Config),
@@ -330,6 +339,28 @@ pub(crate) struct Wait {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct New {
+    /// The project's name, a new folder here
+    pub(crate) name: String,
+    /// Take the SDK from this folder
+    #[arg(long, value_name = "PATH", conflicts_with = "git")]
+    pub(crate) sdk: Option<PathBuf>,
+    /// Take the SDK from this Git repository [default: that of Dormouse]
+    #[arg(long, value_name = "URL")]
+    pub(crate) git: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Watch {
+    /// Ids of instances, or unique prefixes of them [default: the newest, and those that start meanwhile]
+    #[arg(value_name = "ID")]
+    pub(crate) ids: Vec<String>,
+    /// Without ids: so many of the newest
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(crate) newest: u32,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Logs {
     /// The instance's id, or a unique prefix of it
     pub(crate) id: String,
@@ -452,6 +483,10 @@ mod tests {
             "list --status running --image n --limit 5 --cursor c -o ids",
             "count",
             "wait a --for 10m",
+            "watch",
+            "new hello --sdk ./sdk",
+            "completions zsh",
+            "watch a b -o json",
             "logs a -f",
             "events a",
             "checkpoints a",

@@ -3,13 +3,14 @@
 use std::io::{IsTerminal, Read};
 
 use anyhow::Context;
+use clap::CommandFactory as _;
 use dormouse_management_sdk::{Client, Options, Payload};
 use tokio::sync::OnceCell;
 
 use crate::{
     args::{Cli, Command, Global},
     exit::{Exit, Usage},
-    output::Screen,
+    output::{Screen, print_bytes},
 };
 
 mod config;
@@ -21,12 +22,14 @@ mod history;
 mod image;
 mod instance;
 mod logs;
+mod new;
 mod prune;
 mod run;
 mod services;
 mod start;
 mod steer;
 mod wait;
+mod watch;
 
 /// Runs one command.
 pub(crate) async fn execute(cli: Cli) -> anyhow::Result<Exit> {
@@ -52,6 +55,7 @@ async fn perform(ctx: &Ctx, command: Command) -> anyhow::Result<Exit> {
         Command::List(args) => instance::list(ctx, args).await,
         Command::Count(args) => instance::count(ctx, args).await,
         Command::Wait(args) => wait::wait(ctx, args).await,
+        Command::Watch(args) => watch::watch(ctx, args).await,
         Command::Logs(args) => logs::logs(ctx, args).await,
         Command::Events(args) => history::events(ctx, args).await,
         Command::Checkpoints(args) => history::checkpoints(ctx, args).await,
@@ -66,9 +70,19 @@ async fn perform(ctx: &Ctx, command: Command) -> anyhow::Result<Exit> {
         Command::Node(crate::args::Node::List) => health::nodes(ctx).await,
         Command::Core(crate::args::Core::List) => cores::list(ctx).await,
         Command::Health => health::health(ctx).await,
+        Command::New(args) => new::new(ctx, &args),
+        Command::Completions { shell } => completions(shell),
         Command::Config(args) => config::config(ctx, args),
         Command::Demo(args) => demo::demo(args).await,
     }
+}
+
+/// Static: it knows commands and flags, not the ids of instances.
+fn completions(shell: clap_complete::Shell) -> anyhow::Result<Exit> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "dormouse", &mut script);
+    print_bytes(&script)?;
+    Ok(Exit::Done)
 }
 
 /// What every command needs.

@@ -17,6 +17,7 @@ macro_rules! on_both {
 
 mod command;
 mod hostile_frames;
+mod configuration;
 mod images;
 mod invariant_1;
 mod invariant_10;
@@ -34,4 +35,5 @@ mod machines;
 mod requests;
 mod signals;
 mod sleeping;
+mod tools;
 mod upgrade;
