@@ -16,8 +16,8 @@ macro_rules! on_both {
 }
 
 mod command;
-mod hostile_frames;
 mod configuration;
+mod hostile_frames;
 mod images;
 mod invariant_1;
 mod invariant_10;
