@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use dormouse_core::config::Flags;
-use dormouse_management_sdk::{Authority, ImageRef, Status, Stream, Target, Token, default_data_dir};
+use dormouse_management_sdk::{Authority, ImageRef, Role, Status, Stream, Target, Token, default_data_dir};
 
 use crate::{config, exit::TABLE};
 
@@ -156,6 +156,12 @@ pub(crate) enum Command {
     /// The core replicas of the cluster
     #[command(subcommand)]
     Core(Core),
+    /// Whose instances there are, and how much they may use; for the cluster's administrator
+    #[command(subcommand)]
+    Tenant(Tenant),
+    /// What lets controllers in without a certificate
+    #[command(subcommand)]
+    Token(TokenCommand),
     /// What this machine offers, and what to do about what is missing
     Doctor,
     /// Whether the services are well
@@ -422,6 +428,102 @@ pub(crate) enum Core {
     List,
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum Tenant {
+    /// Create a tenant; the same again changes nothing
+    Create {
+        /// Its name: 1 to 64 of a-z 0-9 - _ .
+        name: String,
+        #[command(flatten)]
+        quotas: QuotaFlags,
+    },
+    /// List the tenants and what they use
+    List,
+    /// Change the quotas of a tenant, or show them; what is not given stays
+    Quota {
+        /// The tenant's name
+        name: String,
+        #[command(flatten)]
+        quotas: QuotaFlags,
+    },
+}
+
+/// A number from 1 on, or "none".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Quota(pub(crate) Option<u64>);
+
+#[derive(Debug, Args)]
+pub(crate) struct QuotaFlags {
+    /// Instances that run at once in the whole cluster, or none for no quota; more wait
+    #[arg(long, value_name = "N", value_parser = parse_quota)]
+    pub(crate) max_running: Option<Quota>,
+    /// Instances that are stored, ended ones too, or none; more starts are refused
+    #[arg(long, value_name = "N", value_parser = parse_quota)]
+    pub(crate) max_stored: Option<Quota>,
+    /// Starts in one second, or none; more are refused until there is room
+    #[arg(long, value_name = "N", value_parser = parse_quota)]
+    pub(crate) starts_per_second: Option<Quota>,
+}
+
+impl QuotaFlags {
+    /// Whether none is given.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.max_running.is_none() && self.max_stored.is_none() && self.starts_per_second.is_none()
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Make a token and print its secret, this once
+    Create(TokenCreate),
+    /// List the tokens of a tenant, revoked and expired ones too
+    List {
+        /// Whose; without it, your own tenant's
+        #[arg(long, value_name = "T")]
+        tenant: Option<String>,
+    },
+    /// Revoke a token: it lets nobody in any more, and puts out who is in
+    Revoke {
+        /// The token's name
+        name: String,
+        /// Whose; without it, your own tenant's
+        #[arg(long, value_name = "T")]
+        tenant: Option<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The secret alone goes to stdout, everything else to stderr:
+    DORMOUSE_TOKEN=$(dormouse token create --tenant acme --role reader --expires 90d)")]
+pub(crate) struct TokenCreate {
+    /// Whose instances it lets in to; without it, your own tenant's
+    #[arg(long, value_name = "T")]
+    pub(crate) tenant: Option<String>,
+    /// Its name, for `token list` and `token revoke`: 1 to 64 of a-z 0-9 - _ . [default: chosen]
+    #[arg(long, value_name = "N")]
+    pub(crate) name: Option<String>,
+    /// What it allows: reader, operator or admin
+    #[arg(long, value_name = "ROLE", default_value = "operator", value_parser = parse_role)]
+    pub(crate) role: Role,
+    /// How long it is valid, such as 90d [default: until it is revoked]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub(crate) expires: Option<Duration>,
+}
+
+fn parse_quota(text: &str) -> Result<Quota, String> {
+    match text.parse::<u64>() {
+        Ok(0) => Err("it must be at least 1, or none for no quota".to_owned()),
+        Ok(quota) => Ok(Quota(Some(quota))),
+        Err(_) if text == "none" => Ok(Quota(None)),
+        Err(_) => Err("it must be a number, or none for no quota".to_owned()),
+    }
+}
+
+fn parse_role(text: &str) -> Result<Role, String> {
+    Role::parse(text).ok_or_else(|| "it must be reader, operator or admin".to_owned())
+}
+
 fn parse_variable(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
@@ -500,6 +602,12 @@ mod tests {
             "prune --dry-run --older-than 7d -o json",
             "list --waiting-for signal:approval -o ids",
             "node list",
+            "tenant create acme --max-running 4 --max-stored 1000 --starts-per-second 10",
+            "tenant list -o json",
+            "tenant quota acme --max-running none",
+            "token create --tenant acme --name ci --role reader --expires 90d",
+            "token list --tenant acme",
+            "token revoke ci --tenant acme",
             "health --server h:1",
             "list --server h:1 --ca authority.pem --token-file /run/secrets/token",
         ] {
@@ -515,6 +623,8 @@ mod tests {
             "wait a --for 10",
             "start n --env A",
             "nonsense",
+            "tenant quota acme --max-running 0",
+            "token create --role cluster",
             "list --limit 0",
             "list --token dmt_A",
             "list --waiting-for rain",

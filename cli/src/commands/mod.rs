@@ -28,6 +28,8 @@ mod run;
 mod services;
 mod start;
 mod steer;
+mod tenant;
+mod token;
 mod wait;
 mod watch;
 
@@ -69,6 +71,8 @@ async fn perform(ctx: &Ctx, command: Command) -> anyhow::Result<Exit> {
         Command::Prune(args) => prune::prune(ctx, args).await,
         Command::Node(crate::args::Node::List) => health::nodes(ctx).await,
         Command::Core(crate::args::Core::List) => cores::list(ctx).await,
+        Command::Tenant(args) => tenant::tenant(ctx, args).await,
+        Command::Token(args) => token::token(ctx, args).await,
         Command::Health => health::health(ctx).await,
         Command::New(args) => new::new(ctx, &args),
         Command::Completions { shell } => completions(shell),
