@@ -1,6 +1,6 @@
 //! The services about themselves: health and nodes; and whether somebody would launch what is due.
 
-use dormouse_core::store::{Drain, Node};
+use dormouse_core::store::{Drain, Node, RunningQuota};
 use dormouse_proto::{call::Refusal, management as wire};
 
 use super::{
@@ -55,8 +55,14 @@ impl Context {
         Ok(describe::node(&node, &self.this_node()))
     }
 
-    /// Whether a due wake would be claimed now.
+    /// Whether a due wake of the client's tenant would be claimed now.
     pub(super) async fn capacity(&self) -> Result<Capacity, Refusal> {
+        let quota = self.store().running_quota(&self.tenant).await.map_err(|error| refuse(&error))?;
+        if let Some(RunningQuota { running, max }) = quota
+            && running >= max
+        {
+            return Ok(Capacity::TenantFull { tenant: self.tenant.to_string(), max });
+        }
         let nodes = self.store().nodes().await.map_err(|error| refuse(&error))?;
         Ok(judge(&nodes, &self.this_node()))
     }

@@ -19,6 +19,13 @@ pub enum Capacity {
     Free,
     /// Nodes take claims, and all their slots are taken.
     Full,
+    /// As many of the tenant's instances run as its quota allows.
+    TenantFull {
+        /// Which tenant.
+        tenant: String,
+        /// The quota.
+        max: u64,
+    },
     /// No node takes claims; why, as the nodes say it.
     NobodyClaims(Vec<String>),
 }
@@ -119,6 +126,9 @@ impl Reader<'_> {
         match facts.capacity {
             Capacity::Free => format!("{what}due since {since}, about to be launched"),
             Capacity::Full => format!("{what}no free slot on any node, due since {since}"),
+            Capacity::TenantFull { tenant, max } => format!(
+                "{what}tenant {tenant} runs {max} instances already, which is its quota, due since {since}"
+            ),
             Capacity::NobodyClaims(reasons) if reasons.is_empty() => {
                 format!("{what}no node takes anything, due since {since}; start one with `dormouse up`")
             }
@@ -283,6 +293,11 @@ mod tests {
         let since = NOW - Duration::from_secs(3);
         assert_eq!(say(&life, since, None, &Capacity::Free), "due since 3 s, about to be launched");
         assert_eq!(say(&life, since, None, &Capacity::Full), "no free slot on any node, due since 3 s");
+        let full = Capacity::TenantFull { tenant: "acme".into(), max: 4 };
+        assert_eq!(
+            say(&life, since, None, &full),
+            "tenant acme runs 4 instances already, which is its quota, due since 3 s"
+        );
         assert_eq!(
             say(&life, since, None, &Capacity::NobodyClaims(vec!["hazel is draining".into()])),
             "no node takes anything, due since 3 s: hazel is draining"
