@@ -418,8 +418,27 @@ pub(crate) struct Signal {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Node {
-    /// List the environments
+    /// List the environments, and why one claims nothing
     List,
+    /// Let a node claim nothing more; it stays up, and stays so over its restart
+    Drain(DrainNode),
+    /// Let a node claim again
+    Undrain {
+        /// Its id, a unique beginning of it, or its name
+        node: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DrainNode {
+    /// Its id, a unique beginning of it, or its name
+    pub(crate) node: String,
+    /// End what runs there and give it back to the wake queue, instead of waiting for it
+    #[arg(long)]
+    pub(crate) suspend: bool,
+    /// Wait until nothing runs there
+    #[arg(long)]
+    pub(crate) wait: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -608,6 +627,8 @@ mod tests {
             "token create --tenant acme --name ci --role reader --expires 90d",
             "token list --tenant acme",
             "token revoke ci --tenant acme",
+            "node drain k7 --suspend --wait",
+            "node undrain mill",
             "health --server h:1",
             "list --server h:1 --ca authority.pem --token-file /run/secrets/token",
         ] {

@@ -25,6 +25,39 @@ pub struct Health {
     pub core_address: String,
 }
 
+/// What was asked of a node, until it is taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Drain {
+    /// Nothing: it claims.
+    No,
+    /// To claim nothing, and to wait for what runs.
+    Wait,
+    /// To claim nothing, and to hand back what runs.
+    Suspend,
+}
+
+impl Drain {
+    /// The word on the wire and on the screen.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::No => "no",
+            Self::Wait => "wait",
+            Self::Suspend => "suspend",
+        }
+    }
+
+    /// A word of a later release asks for no claims too.
+    fn from_wire(word: &str) -> Self {
+        match word {
+            "" | "no" => Self::No,
+            "suspend" => Self::Suspend,
+            _ => Self::Wait,
+        }
+    }
+}
+
 /// One running environment.
 #[derive(Clone, Debug)]
 pub struct Node {
@@ -42,12 +75,22 @@ pub struct Node {
     pub started_at: Option<Timestamp>,
     /// When it last renewed its lease.
     pub last_sign_at: Option<Timestamp>,
-    /// It takes nothing new.
+    /// It takes nothing new, because it was asked to drain: it has heard it.
     pub draining: bool,
+    /// What is asked of it; it stays over its restart.
+    pub drain: Drain,
+    /// Its lease was taken from it: it is gone, or cut off, and others go on with its instances.
+    pub lost: bool,
     /// Its release.
     pub version: String,
-    /// Why it claims nothing; `None`: it does.
+    /// Why it claims nothing now, in one sentence; `None`: it does.
     pub not_claiming: Option<String>,
+    /// Load average of its machine's last minute, in thousandths.
+    pub load_milli: u64,
+    /// Memory of its machine that more processes may take, in bytes.
+    pub memory_free_bytes: u64,
+    /// What confines its processes, and where it keeps images: a short phrase each.
+    pub in_force: Vec<String>,
 }
 
 impl Node {
@@ -61,8 +104,13 @@ impl Node {
             started_at: Timestamp::optional(node.started_at),
             last_sign_at: Timestamp::optional(node.last_sign_at),
             draining: node.draining,
+            drain: Drain::from_wire(&node.drain),
+            lost: node.lost,
             version: node.version,
             not_claiming: (!node.not_claiming.is_empty()).then_some(node.not_claiming),
+            load_milli: node.load_milli,
+            memory_free_bytes: node.memory_free_bytes,
+            in_force: node.in_force,
         }
     }
 }
@@ -93,5 +141,29 @@ impl Client {
             other => Err(unexpected(&other)),
         })
         .await
+    }
+
+    /// Asks a node to claim nothing more, and to wait for what runs; with `suspend` to end what
+    /// runs and hand it back, so that others go on with it: what it had saved is kept, and no
+    /// crash is counted. Any node may be asked about any. It stays so over the node's restart.
+    ///
+    /// `node` is its id, a unique beginning of it, or its name. Answers at once: the node is
+    /// drained when it says `draining` and runs nothing.
+    pub async fn drain_node(&self, node: &str, suspend: bool) -> Result<Node, Error> {
+        let request = wire::DrainNode { id: node.to_owned(), suspend };
+        self.call(Operation::DrainNode(request), one).await
+    }
+
+    /// Lets a node claim again.
+    pub async fn undrain_node(&self, node: &str) -> Result<Node, Error> {
+        let request = wire::UndrainNode { id: node.to_owned() };
+        self.call(Operation::UndrainNode(request), one).await
+    }
+}
+
+fn one(outcome: Outcome) -> Result<Node, String> {
+    match outcome {
+        Outcome::Node(node) => Ok(Node::from_wire(node)),
+        other => Err(unexpected(&other)),
     }
 }

@@ -36,7 +36,35 @@ pub(crate) async fn logs(ctx: &Ctx, args: Logs) -> anyhow::Result<Exit> {
             }
         }
     }
+    if args.tail.is_none() {
+        say_what_lies_elsewhere(&client, &id, args.attempt).await?;
+    }
     Ok(Exit::Done)
+}
+
+/// An output lies where its attempt ran: says where what was not printed is.
+async fn say_what_lies_elsewhere(client: &Client, id: &str, only: Option<u32>) -> anyhow::Result<()> {
+    let health = client.health().await?;
+    if health.database == "sqlite" {
+        return Ok(()); // One machine has it all.
+    }
+    let mut elsewhere = client.attempts(id).await?;
+    elsewhere
+        .retain(|attempt| attempt.node != health.node && only.is_none_or(|only| attempt.attempt == only));
+    if elsewhere.is_empty() {
+        return Ok(());
+    }
+    for node in client.nodes().await? {
+        let there = elsewhere.iter().filter(|attempt| attempt.node == node.id);
+        let numbers: Vec<String> = there.map(|attempt| attempt.attempt.to_string()).collect();
+        if !numbers.is_empty() {
+            let (numbers, name, address) = (numbers.join(", "), &node.name, &node.address);
+            say(&format!(
+                "(attempt {numbers} ran on node {name}: its output is there, ask with --server {address})"
+            ));
+        }
+    }
+    Ok(())
 }
 
 async fn the_last(client: &Client, ctx: &Ctx, id: &str, stream: Stream, lines: u32) -> anyhow::Result<()> {

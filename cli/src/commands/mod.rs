@@ -23,6 +23,7 @@ mod image;
 mod instance;
 mod logs;
 mod new;
+mod nodes;
 mod prune;
 mod run;
 mod services;
@@ -69,10 +70,10 @@ async fn perform(ctx: &Ctx, command: Command) -> anyhow::Result<Exit> {
         Command::Stop(args) => steer::stop(ctx, &args.id).await,
         Command::Delete(args) => steer::delete(ctx, &args.id).await,
         Command::Prune(args) => prune::prune(ctx, args).await,
-        Command::Node(crate::args::Node::List) => health::nodes(ctx).await,
         Command::Core(crate::args::Core::List) => cores::list(ctx).await,
         Command::Tenant(args) => tenant::tenant(ctx, args).await,
         Command::Token(args) => token::token(ctx, args).await,
+        Command::Node(args) => nodes::node(ctx, args).await,
         Command::Health => health::health(ctx).await,
         Command::New(args) => new::new(ctx, &args),
         Command::Completions { shell } => completions(shell),

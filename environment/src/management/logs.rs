@@ -1,14 +1,17 @@
 //! What instances printed: read by offset from this node's files, and followed across attempts.
+//!
+//! An output lies where its attempt ran, and nowhere else. Whoever asks another node is told which
+//! one to ask; nothing is fetched from there, since this node holds no credential for that one.
 
 use std::time::Duration;
 
 use dormouse_core::domain::id::{Attempt, InstanceId};
-use dormouse_proto::{call::Refusal, management as wire};
+use dormouse_proto::{call::Refusal, code::Code, management as wire};
 use tokio::time::Instant;
 
 use super::{
     parse,
-    server::{Context, Patience, blocking, disk},
+    server::{Context, Patience, blocking, disk, refuse},
 };
 use crate::{
     attempts::{AttemptId, Stream},
@@ -33,11 +36,19 @@ impl Context {
             let mut looked = None;
             // A chunk is small: what follows it needs no turn while it waits for more.
             patience.wait(async { looked = Some(self.look(&id, stream, &request, left).await) }).await;
-            let chunk = match looked {
-                Some(chunk) => chunk?,
+            let (chunk, newest_here) = match looked {
+                Some(looked) => looked?,
                 None => self.look(&id, stream, &request, Duration::ZERO).await?,
             };
-            let over = self.find(&id).await?.life.outcome().is_some();
+            let life = self.find(&id).await?.life;
+            let over = life.outcome().is_some();
+            if chunk.data.is_empty() && chunk.next_attempt == 0 {
+                let read_to_end = request.attempt == 0 || chunk.attempt_ended;
+                let wanted = if read_to_end { life.attempt } else { Attempt(request.attempt) };
+                if Some(wanted) > newest_here {
+                    self.lies_here(&id, wanted, life.attempt).await?;
+                }
+            }
             let left = until.saturating_duration_since(Instant::now());
             let news = !chunk.data.is_empty() || chunk.next_attempt != 0 || over;
             if news || left.is_zero() || patience.is_over() {
@@ -48,14 +59,34 @@ impl Context {
         }
     }
 
-    /// Reads once; waits for more while the attempt lives.
+    /// Refuses if an attempt ran on another node, and says on which.
+    async fn lies_here(&self, id: &InstanceId, wanted: Attempt, newest: Attempt) -> Result<(), Refusal> {
+        let back = newest.0.saturating_sub(wanted.0).saturating_add(1);
+        let attempts = self.store().attempts(&self.tenant, id, back).await.map_err(|error| refuse(&error))?;
+        let Some(record) = attempts.iter().find(|record| record.attempt == wanted) else { return Ok(()) };
+        if record.node.as_str() == self.this_node().id {
+            return Ok(());
+        }
+        let nodes = self.store().nodes().await.map_err(|error| refuse(&error))?;
+        let there = match nodes.iter().find(|node| node.lease.node == record.node) {
+            Some(node) => format!("{} ({}); ask it with --server {}", node.name, record.node, node.address),
+            None => record.node.to_string(),
+        };
+        Err(Refusal::new(
+            Code::FailedPrecondition,
+            format!("the output of attempt {wanted} of {id} lies where it ran, on node {there}"),
+        ))
+    }
+
+    /// Reads once; waits for more while the attempt lives. With it the newest attempt that is
+    /// known here.
     async fn look(
         &self,
         id: &InstanceId,
         stream: Stream,
         request: &wire::ReadLogs,
         wait: Duration,
-    ) -> Result<wire::LogChunk, Refusal> {
+    ) -> Result<(wire::LogChunk, Option<Attempt>), Refusal> {
         let unreadable = |error: std::io::Error| disk("the output cannot be read", &error);
         let attempts = self.shared.parts.attempts.clone();
         let known = {
@@ -65,7 +96,7 @@ impl Context {
         let attempt = match request.attempt {
             0 => match known.last() {
                 Some(newest) => *newest,
-                None => return Ok(wire::LogChunk::default()),
+                None => return Ok((wire::LogChunk::default(), None)),
             },
             asked => Attempt(asked),
         };
@@ -78,7 +109,7 @@ impl Context {
             usize::try_from(parse::page(request.max_bytes, u32::MAX)).unwrap_or(usize::MAX).min(CHUNK_MAX);
         let chunk = logs::follow(&attempts, &of, stream, from, max, wait).await.map_err(unreadable)?;
         let next = known.iter().find(|known| **known > attempt).copied();
-        Ok(describe(attempt, chunk, next))
+        Ok((describe(attempt, chunk, next), known.last().copied()))
     }
 }
 
