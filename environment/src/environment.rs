@@ -42,6 +42,8 @@ use crate::{
 /// What a node is told at its start.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// How this node is called in lists, for people.
+    pub name: String,
     /// "host:port" where this node's management server listens; for other nodes and people.
     pub address: String,
     /// "host:port" of core replicas.
@@ -70,6 +72,7 @@ impl Options {
     /// The defaults for a node with these addresses.
     pub fn new(address: String, core_addresses: Vec<String>, authority_pem: String) -> Self {
         Self {
+            name: host_name(),
             address,
             core_addresses,
             authority_pem,
@@ -167,7 +170,7 @@ impl Environment {
         let handle = open_parts(&directory, &options).await?;
         let node = NewNode {
             id: directory.node().clone(),
-            name: host_name(),
+            name: options.name.clone(),
             address: options.address.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             slots: u32::try_from(options.slots).unwrap_or(u32::MAX),

@@ -37,6 +37,8 @@ pub struct Options {
     pub advertise: Option<HostPort>,
     /// Where core is, for the processes.
     pub core: Core,
+    /// How this node is called in lists, for people.
+    pub name: String,
     /// Processes at the same time; none: by cores and memory.
     pub slots: Option<usize>,
     /// This process's own environment: some of it is handed on to processes.
@@ -67,6 +69,7 @@ impl Options {
     fn node(self, address: String, cores: Vec<String>, authority_pem: String) -> environment::Options {
         let base = environment::Options::new(address, cores, authority_pem);
         environment::Options {
+            name: self.name,
             environment: self.environment,
             slots: self.slots.unwrap_or_else(default_slots),
             idle_before_suspend: Some(self.idle_before_suspend),

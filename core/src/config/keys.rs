@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use super::{
     Error, Given, Origin,
-    value::{Bytes, DatabaseUrl, HostPort, LogFilter, LogFormat, Shape, Value},
+    value::{Bytes, DatabaseUrl, HostPort, LogFilter, LogFormat, Name, Shape, Value},
 };
 
 /// Which services look at a key. All of them know all keys, so that they can share one file.
@@ -186,6 +186,10 @@ keys! {
     database_file: Option<PathBuf> {
         flag: "database-file", variables: &["DORMOUSE_DATABASE_FILE"], value: "FILE",
         absent: "none",
+    }
+    /// How this node and this core replica are called in lists, for people; nothing is found by it.
+    name: Option<Name> {
+        flag: "name", variables: &["DORMOUSE_NAME"], value: "NAME", absent: "the machine's host name",
     }
     /// Where core listens for workflows (UDP). Port 0: that of the last run, or any.
     core_listen: SocketAddr {

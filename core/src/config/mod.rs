@@ -153,6 +153,11 @@ impl Settings {
         }
     }
 
+    /// How this node and this core replica are called, for people.
+    pub fn name(&self) -> String {
+        self.values.name.as_ref().map_or_else(server::host_name, |name| name.0.clone())
+    }
+
     /// How the instance server runs.
     pub fn server_options(&self, data_dir: &Path, authority: Arc<Authority>) -> server::Options {
         let listen = self.values.core_listen;
@@ -160,7 +165,8 @@ impl Settings {
         let connections = usize::try_from(self.values.core_connections).unwrap_or(usize::MAX);
         // All processes of a machine may have one address.
         let places = Places { connections, of_one_address: connections, ..base.places };
-        server::Options { advertise: self.values.advertise_core.clone(), places, ..base }
+        let advertise = self.values.advertise_core.clone();
+        server::Options { name: self.name(), advertise, places, ..base }
     }
 
     /// How the store is opened.

@@ -57,6 +57,8 @@ pub struct Options {
     pub id_file: PathBuf,
     /// `host:port` that others are told; none: what is bound.
     pub advertise: Option<HostPort>,
+    /// How it is called in the list, for people.
+    pub name: String,
     /// Makes the certificate, and renews it.
     pub authority: Arc<Authority>,
     /// How often a session looks for what no notice has told it.
@@ -77,6 +79,7 @@ impl Options {
             id_file: address_file.with_file_name("core.id"),
             address_file,
             advertise: None,
+            name: host_name(),
             authority,
             poll: Duration::from_secs(5),
             places: limits::PLACES,
@@ -170,7 +173,8 @@ impl Server {
             endpoint.local_addr().map_err(|source| ServerError::Bind { address: options.listen, source })?;
         let advertised = advertised("--advertise-core", options.advertise.as_ref(), address, store.kind())?;
         let sessions = Arc::default();
-        let presence = Presence::new(store.clone(), Arc::clone(&sessions), listed, advertised);
+        let presence =
+            Presence::new(store.clone(), Arc::clone(&sessions), listed, options.name.clone(), advertised);
         let shared = Shared {
             store,
             sessions,

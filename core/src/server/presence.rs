@@ -43,10 +43,16 @@ pub(super) struct Presence {
 }
 
 impl Presence {
-    pub(super) fn new(store: Store, sessions: Arc<Sessions>, identity: Identity, address: String) -> Self {
+    pub(super) fn new(
+        store: Store,
+        sessions: Arc<Sessions>,
+        identity: Identity,
+        name: String,
+        address: String,
+    ) -> Self {
         let me = NewReplica {
             id: identity.id.clone(),
-            name: host_name(),
+            name,
             address,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             lease: store.lease(),

@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    os::unix::fs::MetadataExt as _,
     path::Path,
     process::{Command, Output, Stdio},
 };
@@ -23,7 +24,7 @@ const SERVICES: [(&str, &[&str]); 3] =
 
 /// A program with nothing of the developer's own set-up.
 #[expect(clippy::disallowed_methods, reason = "runs the programs as an operator does")]
-fn say(program: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+fn command(program: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Command {
     let mut command = Command::new(binary(program));
     for (name, _) in std::env::vars_os() {
         if name.as_encoded_bytes().starts_with(b"DORMOUSE_") || name == "RUST_LOG" {
@@ -31,7 +32,11 @@ fn say(program: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Output 
         }
     }
     command.args(arguments).envs(variables.iter().copied()).stdin(Stdio::null());
-    command.output().expect("it is built")
+    command
+}
+
+fn say(program: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    command(program, arguments, variables).output().expect("it is built")
 }
 
 fn text(bytes: &[u8]) -> &str {
@@ -213,4 +218,25 @@ fn json_lines(path: &Path) -> Vec<Value> {
 fn said<'a>(lines: &'a [Value], message: &str) -> &'a Value {
     let found = lines.iter().find(|line| line["message"] == message);
     found.unwrap_or_else(|| panic!("nothing said {message:?}: {lines:?}"))
+}
+
+#[test]
+fn a_journal_is_told_no_times() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let refused_late = |journal: bool| {
+        let path = dir.path().join(format!("{journal}.log"));
+        let file = fs::File::create(&path).expect("made");
+        let metadata = file.metadata().expect("it is there");
+        let device = if journal { metadata.dev() } else { metadata.dev() + 1 };
+        let stream = format!("{device}:{}", metadata.ino());
+        // The data directory is a file, so it ends after its logs have begun.
+        let mut command = command("dormouse-core", &["--data-dir"], &[("JOURNAL_STREAM", &*stream)]);
+        let status = command.arg(&path).stderr(file).status().expect("it is built");
+        assert!(!status.success());
+        fs::read_to_string(path).expect("UTF-8")
+    };
+    let to_journal = refused_late(true);
+    assert!(to_journal.trim_start().starts_with("ERROR"), "{to_journal}");
+    let inherited = refused_late(false);
+    assert!(inherited.starts_with("20"), "the variable of another stream means nothing: {inherited}");
 }
