@@ -49,6 +49,18 @@ pub fn shared_url() -> &'static str {
     url
 }
 
+/// The path of a program that comes with the server, such as `pg_dump`. The server may be linked from
+/// elsewhere, without its companions.
+pub fn program(name: &str) -> PathBuf {
+    let folder = find_programs();
+    let server = folder.join("postgres").canonicalize().expect("it said its version");
+    let beside = server.parent().expect("a file is in a folder");
+    let found = [folder.join(name), beside.join(name)].into_iter().find(|path| path.is_file());
+    found.unwrap_or_else(|| {
+        panic!("{name} is not beside {}; install PostgreSQL's client programs", server.display())
+    })
+}
+
 /// The same server, another database: `postgres://user@host/database?options`.
 pub fn with_database(url: &str, database: &str) -> String {
     let (before, options) = url.split_once('?').map_or((url, ""), |(before, options)| (before, options));

@@ -15,6 +15,7 @@ macro_rules! on_both {
     };
 }
 
+mod backup;
 mod command;
 mod configuration;
 mod hostile_frames;
