@@ -164,8 +164,6 @@ pub(crate) enum Command {
     Token(TokenCommand),
     /// What this machine offers, and what to do about what is missing
     Doctor,
-    /// Whether the services are well
-    Health,
     /// A Cargo project with one workflow, its test, and the settings that launch fastest
     New(New),
     /// A completion script for a shell, on stdout
@@ -173,6 +171,8 @@ pub(crate) enum Command {
         /// Which shell
         shell: clap_complete::Shell,
     },
+    /// Whether the services are well
+    Health(Health),
     /// How the services are configured
     #[command(subcommand)]
     Config(Config),
@@ -416,6 +416,22 @@ pub(crate) struct Signal {
     pub(crate) dedup: Option<String>,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct Health {
+    /// Only whether this machine's service accepts connections; needs no credentials and no database
+    #[arg(long, value_enum, value_name = "SERVICE", conflicts_with = "server")]
+    pub(crate) listening: Option<ServicePart>,
+}
+
+/// One of the two services.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ServicePart {
+    /// Answers the processes of workflows
+    Core,
+    /// Answers controllers
+    Environment,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Node {
     /// List the environments, and why one claims nothing
@@ -630,6 +646,7 @@ mod tests {
             "node drain k7 --suspend --wait",
             "node undrain mill",
             "health --server h:1",
+            "health --listening core",
             "list --server h:1 --ca authority.pem --token-file /run/secrets/token",
         ] {
             parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));

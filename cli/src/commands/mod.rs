@@ -8,7 +8,7 @@ use dormouse_management_sdk::{Client, Options, Payload};
 use tokio::sync::OnceCell;
 
 use crate::{
-    args::{Cli, Command, Global},
+    args::{Cli, Command, Global, Health},
     exit::{Exit, Usage},
     output::{Screen, print_bytes},
 };
@@ -21,6 +21,7 @@ mod health;
 mod history;
 mod image;
 mod instance;
+mod listening;
 mod logs;
 mod new;
 mod nodes;
@@ -74,9 +75,10 @@ async fn perform(ctx: &Ctx, command: Command) -> anyhow::Result<Exit> {
         Command::Tenant(args) => tenant::tenant(ctx, args).await,
         Command::Token(args) => token::token(ctx, args).await,
         Command::Node(args) => nodes::node(ctx, args).await,
-        Command::Health => health::health(ctx).await,
         Command::New(args) => new::new(ctx, &args),
         Command::Completions { shell } => completions(shell),
+        Command::Health(Health { listening: None }) => health::health(ctx).await,
+        Command::Health(Health { listening: Some(part) }) => listening::look(ctx, part).await,
         Command::Config(args) => config::config(ctx, args),
         Command::Demo(args) => demo::demo(args).await,
     }
