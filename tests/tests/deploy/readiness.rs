@@ -1,6 +1,6 @@
 //! `Type=notify`: each program says when it answers, and that it was asked to end.
 
-use std::{os::unix::net::UnixDatagram, path::Path};
+use std::{os::unix::net::UnixDatagram, path::Path, process::Command};
 
 use dormouse_tests::{binaries::binary, fault, process::Service, wait};
 use nix::sys::signal::Signal;
@@ -31,7 +31,14 @@ impl Manager {
     }
 }
 
-async fn tells_of_its_life(program: &str, arguments: &[&str], beside: &[&str]) {
+/// As a container's health check asks; answers the exit code.
+fn listening(part: &str, data: &[String]) -> Option<i32> {
+    let mut command = Command::new(binary("dormouse"));
+    command.args(["health", "--listening", part]).args(data);
+    command.output().expect("it is built").status.code()
+}
+
+async fn tells_of_its_life(program: &str, part: &str, arguments: &[&str], beside: &[&str]) {
     let dir = tempfile::Builder::new().prefix("dormouse.").tempdir().expect("a directory");
     let data = ["--data-dir".to_owned(), dir.path().join("data").display().to_string()];
     let start = |program: &str, arguments: &[&str], variables: &[(String, String)]| {
@@ -43,22 +50,30 @@ async fn tells_of_its_life(program: &str, arguments: &[&str], beside: &[&str]) {
     let variables = [("NOTIFY_SOCKET".to_owned(), manager.path.clone())];
     let mut service = start(program, arguments, &variables);
     manager.hears("READY=1").await;
+    assert_eq!(listening(part, &data), Some(0), "a service that is ready accepts connections");
     fault::send(service.pid(), Signal::SIGTERM);
     manager.hears("STOPPING=1").await;
     assert!(service.until_ended().await.success());
+    assert_eq!(listening(part, &data), Some(4), "nobody is there");
 }
 
 #[tokio::test]
 async fn both_services_in_one() {
-    tells_of_its_life("dormouse", &["up", "--core", ANY, "--environment", ANY], &[]).await;
+    tells_of_its_life("dormouse", "environment", &["up", "--core", ANY, "--environment", ANY], &[]).await;
 }
 
 #[tokio::test]
 async fn core() {
-    tells_of_its_life("dormouse-core", &["--listen", ANY], &[]).await;
+    tells_of_its_life("dormouse-core", "core", &["--listen", ANY], &[]).await;
 }
 
 #[tokio::test]
 async fn environment() {
-    tells_of_its_life("dormouse-environment", &["--listen", ANY], &["dormouse-core", "--listen", ANY]).await;
+    tells_of_its_life(
+        "dormouse-environment",
+        "environment",
+        &["--listen", ANY],
+        &["dormouse-core", "--listen", ANY],
+    )
+    .await;
 }
