@@ -7,25 +7,22 @@
 //!
 //! It never decides anything about the instance: that is the ledger's.
 
+mod link;
 #[cfg(test)]
 pub(crate) mod tests;
 
 use std::{
     collections::BTreeMap,
-    collections::hash_map::DefaultHasher,
-    hash::{Hash as _, Hasher as _},
     pin::{Pin, pin},
     sync::Arc,
     time::Duration,
 };
 
 use dormouse_proto::{
-    call::{CallError, Caller, InstanceProtocol, Protocol as _, Pushes},
+    call::{CallError, Caller, InstanceProtocol, Pushes},
     code::Code,
-    endpoint::{CORE_NAME, Transport, client_config_with, client_endpoint, connect},
     instance::{self, ServerFrame, client_frame, server_frame},
     launch::LaunchDocument,
-    trust::Trust,
 };
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
@@ -33,18 +30,12 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+use self::link::{Link, doubled};
 use crate::{
     fault::{self, Point},
-    ledger::{Fate, Ledger, Pace, Request, keep},
-    sys,
+    ledger::{Fate, Ledger, Request, keep},
 };
 
-/// The first try to connect to an address; each further round is more patient, up to the second figure.
-const CONNECT_WITHIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(8));
-/// From the handshake to the answer of the registration.
-const REGISTER_WITHIN: Duration = Duration::from_secs(30);
-/// Between two rounds over all addresses: from, doubling up to.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 /// Before a request that core could not serve is repeated: from, doubling up to.
 const REPEAT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// A limit that stays reached for so many repeats is the workflow's business.
@@ -56,10 +47,12 @@ const KEEP_ALIVE: Duration = Duration::from_secs(2);
 const SILENCE: Duration = Duration::from_secs(4);
 /// How often that is looked at.
 const LISTEN: Duration = Duration::from_millis(500);
-/// A search for core that lasts so long is said on stderr.
-const SAY_AFTER: Duration = Duration::from_secs(5);
-/// Bytes of the list of addresses that are read.
-const ADDRESSES_MAX: usize = 64 << 10;
+
+/// How often in a row, without an answer in between, this process asks whether it is the attempt that is fenced
+/// or only a session of it …
+const RECLAIMS: u32 = 3;
+/// … and how long it waits to hear that: its steps go on meanwhile, and a fenced process shall end.
+const RECLAIM_WITHIN: Duration = Duration::from_secs(5);
 
 /// Runs until the process has nothing more to say to core. Calls `started` once, when the attempt is
 /// registered and everything that is stored is known.
@@ -79,18 +72,32 @@ pub(crate) async fn run(document: LaunchDocument, started: impl FnOnce(Arc<Ledge
     let mut unanswered = Unanswered::default();
     loop {
         let left = serve(&mut session, &ledger, &mut requests, &mut unanswered, keeper.as_mut()).await;
-        if let Left::Fate(fate) = left {
+        let (fate, fenced) = match left {
+            Left::Fate(fate) => (Some(fate), false),
+            Left::Fenced if unanswered.reclaims >= RECLAIMS => (Some(Fate::Fenced), true),
+            Left::Fenced => (None, true),
+            Left::Lost => (None, false),
+        };
+        if let Some(fate) = fate {
             session.caller.finish_and_close("the process ends").await;
             return fate;
         }
         // Before the next one registers: an old session has nothing to say beside a new one.
         drop(session);
-        let again = match link.register().await {
-            Ok(again) => again,
+        let registering = link.register();
+        let again = if fenced {
+            unanswered.reclaims += 1;
+            timeout(RECLAIM_WITHIN, registering).await.unwrap_or(Err(Fate::Fenced))
+        } else {
+            registering.await
+        };
+        session = match again {
+            Ok(Again { session, registered }) => {
+                ledger.registered_again(registered);
+                session
+            }
             Err(fate) => return fate,
         };
-        session = again.session;
-        ledger.registered_again(again.registered);
     }
 }
 
@@ -108,220 +115,10 @@ struct Again {
 enum Left {
     Fate(Fate),
     Lost,
-}
-
-/// Why one try to register failed.
-enum Failed {
-    /// Another try may help.
-    Later(String),
-    Fate(Fate),
-}
-
-/// Finds core.
-struct Link {
-    document: LaunchDocument,
-    endpoint: quinn::Endpoint,
-    config: quinn::ClientConfig,
-    /// Core has accepted this attempt and this release before.
-    known: bool,
-    rounds: u32,
-}
-
-impl Link {
-    fn new(document: LaunchDocument) -> Result<Self, String> {
-        let endpoint = client_endpoint().map_err(|error| format!("no socket for the connection: {error}"))?;
-        let transport = Transport { keep_alive: KEEP_ALIVE, ..Transport::default() };
-        let config = client_config_with::<InstanceProtocol>(
-            Trust::Authority(&document.authority_pem),
-            None,
-            &transport,
-        )
-        .map_err(|error| format!("the launch document's authority: {error}"))?;
-        Ok(Self { document, endpoint, config, known: false, rounds: 0 })
-    }
-
-    /// The first registration, with everything that is stored.
-    async fn begin(&mut self) -> Result<(Session, Arc<Ledger>, mpsc::Receiver<Request>), Fate> {
-        let pace = match self.document.idle_before_suspend_micros {
-            0 => Pace::default(),
-            micros => Pace { idle: Duration::from_micros(micros), ..Pace::default() },
-        };
-        loop {
-            let Again { session, mut registered } = self.register().await?;
-            let mut cursor = registered.next_cursor;
-            if registered.workflow.is_empty() {
-                registered.workflow.clone_from(&self.document.workflow);
-            }
-            let (ledger, requests) = Ledger::new(registered, pace);
-            while cursor != 0 {
-                match page(&session.caller, cursor).await {
-                    Ok(page) => {
-                        cursor = page.next_cursor;
-                        ledger.load(page.checkpoints);
-                    }
-                    Err(Failed::Fate(fate)) => return Err(fate),
-                    Err(Failed::Later(_)) => break,
-                }
-            }
-            if cursor == 0 {
-                return Ok((session, ledger, requests));
-            }
-            tokio::time::sleep(PAUSE.0).await;
-        }
-    }
-
-    /// Tries every address until one of them registers this attempt.
-    async fn register(&mut self) -> Result<Again, Fate> {
-        let since = Instant::now();
-        let mut said = false;
-        let mut round = 0;
-        loop {
-            let mut reason = "no address of core is known".to_owned();
-            for address in self.addresses() {
-                match self.try_address(&address, round).await {
-                    Ok(again) => {
-                        if said {
-                            let seconds = since.elapsed().as_secs();
-                            eprintln!("dormouse-sdk: connected to core again after {seconds} s");
-                        }
-                        self.known = true;
-                        return Ok(again);
-                    }
-                    Err(Failed::Fate(fate)) => return Err(fate),
-                    Err(Failed::Later(why)) => reason = why,
-                }
-            }
-            if !said && since.elapsed() >= SAY_AFTER {
-                eprintln!("dormouse-sdk: core cannot be reached: {reason}; trying on");
-                said = true;
-            }
-            tokio::time::sleep(self.spread(doubled(PAUSE, round))).await;
-            round += 1;
-        }
-    }
-
-    /// Where core may be: what the environment's list says now, then what the launch knew. Each process
-    /// begins elsewhere, so that the survivors of a lost replica share its load.
-    fn addresses(&mut self) -> Vec<String> {
-        let mut addresses = Vec::new();
-        if self.document.addresses_fd >= 0 {
-            match sys::read_from_start(self.document.addresses_fd, ADDRESSES_MAX) {
-                Ok(bytes) => {
-                    let text = String::from_utf8_lossy(&bytes);
-                    addresses.extend(
-                        text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned),
-                    );
-                }
-                Err(error) => eprintln!("dormouse-sdk: the list of core's addresses cannot be read: {error}"),
-            }
-        }
-        self.rounds = self.rounds.wrapping_add(1);
-        if !addresses.is_empty() {
-            let start = self.hash() % addresses.len();
-            addresses.rotate_left(start);
-        }
-        for address in &self.document.core_addresses {
-            if !addresses.contains(address) {
-                addresses.push(address.clone());
-            }
-        }
-        addresses
-    }
-
-    async fn try_address(&self, address: &str, round: u32) -> Result<Again, Failed> {
-        let connecting = connect(&self.endpoint, self.config.clone(), address, CORE_NAME);
-        let connection = match timeout(doubled(CONNECT_WITHIN, round), connecting).await {
-            Ok(Ok(connection)) => connection,
-            Ok(Err(error)) => return Err(Failed::Later(error.to_string())),
-            Err(_) => return Err(Failed::Later(format!("nobody answers at {address}"))),
-        };
-        match timeout(REGISTER_WITHIN, self.register_at(connection)).await {
-            Ok(registered) => registered,
-            Err(_) => Err(Failed::Later(format!("core at {address} did not answer the registration"))),
-        }
-    }
-
-    async fn register_at(&self, connection: quinn::Connection) -> Result<Again, Failed> {
-        let hello = client_frame::Operation::Hello(instance::Hello {
-            protocol_version: InstanceProtocol::VERSION,
-            client: concat!("dormouse-sdk ", env!("CARGO_PKG_VERSION")).to_owned(),
-        });
-        let register = client_frame::Operation::Register(instance::RegisterInstance {
-            token: self.document.token.clone(),
-            instance_id: self.document.instance_id.clone(),
-            attempt: self.document.attempt,
-        });
-        let opened = Caller::<InstanceProtocol>::open(connection, hello.into()).await;
-        let (caller, pushes) = opened.map_err(|error| self.judge_call(error))?;
-        let answer = caller.call(register.into()).await.map_err(|error| self.judge_call(error))?;
-        match answer.outcome {
-            Some(server_frame::Outcome::Registered(registered)) => {
-                Ok(Again { session: Session { caller, pushes }, registered })
-            }
-            Some(server_frame::Outcome::Error(error)) => Err(self.judge(&error)),
-            other => {
-                Err(Failed::Later(format!("core answered the registration with something else: {other:?}")))
-            }
-        }
-    }
-
-    fn judge_call(&self, error: CallError) -> Failed {
-        match error {
-            CallError::Refused { code, message } => {
-                self.judge(&instance::Error { code: code.as_str().to_owned(), message, retryable: false })
-            }
-            CallError::Lost { .. } | CallError::TooLarge { .. } | CallError::Malformed { .. } => {
-                Failed::Later(error.to_string())
-            }
-        }
-    }
-
-    /// Whether a refusal is the last word.
-    fn judge(&self, error: &instance::Error) -> Failed {
-        let sentence = format!("core refuses this attempt: {} ({})", error.message, error.code);
-        match Code::parse(&error.code) {
-            Some(Code::Fenced) => Failed::Fate(Fate::Fenced),
-            Some(Code::Unauthenticated | Code::PermissionDenied | Code::NotFound) => {
-                Failed::Fate(Fate::Refused(sentence))
-            }
-            // An attempt that was accepted once meets a replica of another release: others will do.
-            Some(Code::InvalidArgument | Code::FailedPrecondition | Code::Unimplemented)
-                if !self.known && !error.retryable =>
-            {
-                Failed::Fate(Fate::Refused(sentence))
-            }
-            _ => Failed::Later(sentence),
-        }
-    }
-
-    fn hash(&self) -> usize {
-        let mut hasher = DefaultHasher::new();
-        (&self.document.instance_id, self.document.attempt, self.rounds).hash(&mut hasher);
-        usize::try_from(hasher.finish() >> 33).unwrap_or(0)
-    }
-
-    /// Between half of `pause` and all of it.
-    fn spread(&self, pause: Duration) -> Duration {
-        let share = u32::try_from(self.hash() % 1000).unwrap_or(0);
-        pause / 2 + pause * share / 2000
-    }
-}
-
-/// `from` doubled so often, at most `to`.
-fn doubled((from, to): (Duration, Duration), times: u32) -> Duration {
-    from.saturating_mul(1 << times.min(16)).min(to)
-}
-
-async fn page(caller: &Caller<InstanceProtocol>, cursor: u64) -> Result<instance::CheckpointPage, Failed> {
-    let list = client_frame::Operation::ListCheckpoints(instance::ListCheckpoints { cursor });
-    let answer = caller.call(list.into()).await.map_err(|error| Failed::Later(error.to_string()))?;
-    match answer.outcome {
-        Some(server_frame::Outcome::Page(page)) => Ok(page),
-        Some(server_frame::Outcome::Error(error)) if error.code == Code::Fenced.as_str() => {
-            Err(Failed::Fate(Fate::Fenced))
-        }
-        other => Err(Failed::Later(format!("core answered a page with something else: {other:?}"))),
-    }
+    /// Another session may write now: that of a newer attempt, or one that this very process opened and gave up.
+    /// A registration that was slow, in an outage of the database say, is carried out though nobody waits for it
+    /// any more, and may overtake the one that was answered. Registering once more tells which it is.
+    Fenced,
 }
 
 /// Requests without an answer, in the order in which they were made.
@@ -329,6 +126,8 @@ async fn page(caller: &Caller<InstanceProtocol>, cursor: u64) -> Result<instance
 struct Unanswered {
     requests: BTreeMap<u64, Pending>,
     last: u64,
+    /// Registrations after a fence, without an answer since.
+    reclaims: u32,
 }
 
 struct Pending {
@@ -405,8 +204,10 @@ async fn serve(
             }
             push = pushes.next() => match push.map(|frame| frame.outcome) {
                 Some(Some(outcome)) => {
-                    if let Some(fate) = ledger.pushed(outcome) {
-                        return Left::Fate(fate);
+                    match ledger.pushed(outcome) {
+                        Some(Fate::Fenced) => return Left::Fenced,
+                        Some(fate) => return Left::Fate(fate),
+                        None => {}
                     }
                 }
                 Some(None) => {}
@@ -455,6 +256,10 @@ impl Unanswered {
             pending.refusals += 1;
             return Answered::Repeat(ask(caller, number, pending.request.operation.clone(), pause));
         }
+        if is_fenced(&outcome) {
+            return Answered::Left(Left::Fenced);
+        }
+        self.reclaims = 0;
         let Some(pending) = self.requests.remove(&number) else {
             return Answered::Done;
         };
@@ -471,6 +276,10 @@ fn refusal(code: Code, message: &str) -> server_frame::Outcome {
         message: message.to_owned(),
         retryable: false,
     })
+}
+
+fn is_fenced(outcome: &server_frame::Outcome) -> bool {
+    matches!(outcome, server_frame::Outcome::Error(error) if error.code == Code::Fenced.as_str())
 }
 
 /// Whether core could not serve the request now but may later. A limit that is reached may stay reached.

@@ -189,6 +189,36 @@ async fn a_fenced_process_stops_whatever_told_it() {
     assert_eq!(fate, Fate::Fenced);
 }
 
+/// A registration that this process had given up was carried out after the one that was answered.
+#[tokio::test]
+async fn a_session_that_was_overtaken_by_another_of_its_own_process_registers_again() {
+    let mut fences = 0;
+    let instance = Instance::new("w", ()).faults(move |operation| {
+        if matches!(operation, Operation::Checkpoint(_)) && fences < 2 {
+            fences += 1;
+            return Fault::Refuse("FENCED");
+        }
+        Fault::None
+    });
+    let server = instance.serve();
+    assert_eq!(play(server.launch(), three_steps).await, Fate::Ended);
+    assert_eq!((output(&instance), instance.registrations()), (111, 3));
+}
+
+#[tokio::test]
+async fn dead_replicas_do_not_keep_the_living_one_waiting() {
+    let instance = Instance::new("w", ());
+    let server = instance.serve();
+    // Sockets that take everything and say nothing, as a machine without power does.
+    let silent: Vec<_> = (0..8).map(|_| std::net::UdpSocket::bind("127.0.0.1:0").unwrap()).collect();
+    let mut document = server.launch();
+    document.core_addresses = silent.iter().map(|s| s.local_addr().unwrap().to_string()).collect();
+    document.core_addresses.push(server.address.to_string());
+    assert_eq!(play(document, three_steps).await, Fate::Ended);
+    // Found in the first round, in which each is given a second.
+    assert_eq!((output(&instance), instance.registrations()), (111, 1));
+}
+
 #[tokio::test]
 async fn an_attempt_that_core_does_not_know_gives_up_with_the_reason() {
     let instance = Instance::new("w", ());

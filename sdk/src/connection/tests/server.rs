@@ -39,6 +39,8 @@ struct Inner {
     core: Core,
     faults: Faults,
     registrations: u32,
+    /// A newer attempt was claimed.
+    over: bool,
     /// Pages of the stored checkpoints have so many entries.
     page: usize,
     /// The newest connection.
@@ -70,6 +72,7 @@ impl Instance {
             core: Core::new(workflow, input, &[], Vec::new()),
             faults: Box::new(|_| Fault::None),
             registrations: 0,
+            over: false,
             page: usize::MAX,
             replies: None,
         };
@@ -114,7 +117,9 @@ impl Instance {
         self.push(replies, Outcome::Inbox(inbox)).await;
     }
 
+    /// A newer attempt was claimed.
     pub(crate) async fn fence(&self) {
+        self.lock().over = true;
         let replies = self.lock().replies.clone();
         let error = refusal("FENCED", false);
         self.push(replies, error).await;
@@ -161,6 +166,7 @@ impl Instance {
         let Ok(mut callee) = Callee::<InstanceProtocol>::accept(connection).await else {
             return;
         };
+        callee.trust();
         let mut answering = JoinSet::new();
         while let Ok(Some(call)) = callee.next().await {
             let operation = call.frame.operation.clone().expect("a request asks for something");
@@ -200,7 +206,7 @@ impl Instance {
                 if register.token != TOKEN {
                     return Some(refusal("UNAUTHENTICATED", false));
                 }
-                if register.attempt < inner.core.attempt || inner.core.ended.is_some() {
+                if register.attempt < inner.core.attempt || inner.over || inner.core.ended.is_some() {
                     return Some(refusal("FENCED", false));
                 }
                 inner.registrations += 1;
