@@ -142,10 +142,18 @@ pub struct TokenOf {
 struct Register {
     instance: InstanceKey,
     attempt: Attempt,
+    inbox_signals: usize,
+}
+
+/// A registration as its transaction leaves the row.
+struct Registered {
+    session: Session,
+    inbox: Inbox,
+    now: Micros,
 }
 
 impl Request for Register {
-    type Answer = (Session, Micros);
+    type Answer = Registered;
 
     fn order(&self) -> LockOrder {
         LockOrder::Instance(self.instance)
@@ -162,18 +170,22 @@ impl Request for Register {
             let event = NewEvent::new(EventKind::Registered, "");
             events::append(tx, row.key, self.attempt, now, event).await?;
         }
+        // Under the row's lock: afterwards it may say that somebody else writes, which is no answer to
+        // a registration that was accepted.
+        let unread = signals::unread(tx, row.key, self.inbox_signals).await?;
+        let inbox = Inbox { paused: next.paused, cancel: next.cancel, unread };
         let writer = Writer { attempt: next.attempt, session: next.session };
-        Ok((Session { instance: row.key, tenant: row.tenant, id: row.id, writer }, now))
+        let session = Session { instance: row.key, tenant: row.tenant, id: row.id, writer };
+        Ok(Registered { session, inbox, now })
     }
 }
 
-/// What a registration answers beside the session. Read after the commit: all of it either
-/// never changes or only grows.
+/// What a registration answers beside that: what never changes, and the checkpoints, which only grow.
+/// Read after the commit, so that no large answer holds up the writers; nothing is refused by then,
+/// unless the instance has ended and was deleted.
 struct Resume {
-    session: Session,
-    now: Micros,
+    registered: Registered,
     limits: checkpoints::PageLimits,
-    inbox_signals: usize,
 }
 
 impl Request for Resume {
@@ -187,18 +199,19 @@ impl Request for Resume {
                JOIN attempt a ON a.instance = i.key
               WHERE i.key = $1 AND i.tenant = $2 AND a.attempt = $3"
         );
-        let Session { instance, tenant, writer, .. } = &self.session;
+        let Registered { session, inbox, now } = &self.registered;
+        let Session { instance, tenant, writer, .. } = session;
         let row = tx.fetch_optional(&LOAD, args![*instance, tenant, writer.attempt]).await?;
-        let row = row.ok_or_else(|| self.session.fenced())?;
+        let row = row.ok_or_else(|| session.fenced())?;
         Ok(Registration {
             workflow: row.name("workflow")?,
             input: payload::read_from(&row, "input")?.unwrap_or_default(),
             wake_reason: row.parsed("wake_reason", WakeReason::parse)?,
             started_at: row.at("started_at")?,
             page: checkpoints::page(tx, *instance, 0, self.limits).await?,
-            inbox: inbox(tx, &self.session, self.inbox_signals).await?,
-            session: self.session.clone(),
-            now: self.now,
+            inbox: inbox.clone(),
+            session: session.clone(),
+            now: *now,
         })
     }
 }
@@ -325,9 +338,10 @@ impl Store {
     /// Refused with FENCED if a newer attempt was claimed or the attempt is over.
     pub async fn register_attempt(&self, of: AttemptRef) -> Result<Registration> {
         let AttemptRef { instance, attempt } = of;
-        let (session, now) = self.write_instance(instance, Register { instance, attempt }).await?;
+        let register = Register { instance, attempt, inbox_signals: self.limits().inbox_signals };
+        let registered = self.write_instance(instance, register).await?;
         let limits = checkpoints::PageLimits::of(self.limits());
-        self.read(Resume { session, now, limits, inbox_signals: self.limits().inbox_signals }).await
+        self.read(Resume { registered, limits }).await
     }
 
     /// [`Self::token_of`] and [`Self::register_attempt`] in one.

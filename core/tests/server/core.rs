@@ -42,6 +42,8 @@ pub(crate) struct Core {
     pub(crate) db: TestDb,
     pub(crate) handle: Handle,
     pub(crate) shutdown: CancellationToken,
+    /// Ends the replica alone.
+    pub(crate) replica_shutdown: CancellationToken,
     running: JoinSet<Result<(), server::Error>>,
     authority: Arc<Authority>,
     client: quinn::Endpoint,
@@ -63,7 +65,8 @@ impl Core {
         change(&mut options);
         let handle = run(options, db.store.clone(), &shutdown, &mut running);
         let client = endpoint::client_endpoint().expect("a client");
-        Self { db, handle, shutdown, running, authority, client, folder }
+        let replica_shutdown = CancellationToken::new();
+        Self { db, handle, shutdown, replica_shutdown, running, authority, client, folder }
     }
 
     /// Another core on the same database, with another store: as in another process.
@@ -71,10 +74,16 @@ impl Core {
         let mut options = options(&self.folder, &self.authority);
         options.address_file = self.folder.path().join("replica.address");
         options.id_file = self.folder.path().join("replica.id");
-        run(options, self.db.another().await, &self.shutdown, &mut self.running)
+        run(options, self.db.another().await, &self.replica_shutdown, &mut self.running)
     }
 
-    /// Waits until the server has ended as it was told to.
+    /// Waits until one server has ended as it was told to.
+    pub(crate) async fn one_ended(&mut self) {
+        let ended = soon("a server's end", self.running.join_next()).await.expect("one ran");
+        ended.expect("no panic").expect("an orderly end");
+    }
+
+    /// Waits until every server has ended as it was told to.
     pub(crate) async fn ended(&mut self) {
         while let Some(ended) = soon("the server's end", self.running.join_next()).await {
             ended.expect("no panic").expect("an orderly end");

@@ -4,6 +4,7 @@
 //! - `life`: registering, saving, suspending, ending, and who may not any more.
 //! - `pushes`: hearing of signals, cancels, pauses, endings.
 //! - `refusals`: what is missing, malformed, too large or unknown.
+//! - `replicas`: several cores, and handing sessions over.
 //! - `shutdown`: leaving and coming back.
 
 #[macro_use]
@@ -16,4 +17,5 @@ mod life;
 mod postgres;
 mod pushes;
 mod refusals;
+mod replicas;
 mod shutdown;
