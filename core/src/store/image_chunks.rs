@@ -101,6 +101,14 @@ const SWEEP_CHUNKS: Stmt = stmt!(
 );
 const SWEEP_IMAGE: Stmt = stmt!("DELETE FROM image WHERE digest = $1");
 
+/// Bytes that are said to be whole and are not (somebody deleted a chunk) are to come again.
+const UNCOMPLETE: Stmt = stmt!(
+    "UPDATE image SET chunks = 0
+      WHERE digest = $1 AND chunks > 0
+        AND (chunks <> (SELECT COUNT(*) FROM image_chunk WHERE digest = $1)
+             OR size <> (SELECT CAST(COALESCE(SUM(LENGTH(data)), 0) AS BIGINT) FROM image_chunk WHERE digest = $1))"
+);
+
 /// Makes the bytes of an image usable: all chunks are there and as many bytes as its size.
 /// Locks the image's row.
 pub(super) async fn complete(tx: &mut Tx<'_>, digest: &Digest, chunks: u32) -> Result<()> {
@@ -144,6 +152,7 @@ impl Request for Begin {
         let now = tx.now().await?;
         let text = digest.to_string();
         tx.execute(&BEGIN, args![&text, *size, &self.workflows, sdk_version, architecture, now]).await?;
+        tx.execute(&UNCOMPLETE, args![&text]).await?;
         let chunks = tx.fetch_one(&LOOK, args![&text]).await?.small("chunks")?;
         if chunks == 0 {
             tx.execute(&DELETE_SURPLUS, args![&text, image_chunks(*size)]).await?;

@@ -52,14 +52,7 @@ pub(super) async fn migrate(
 
 async fn apply(conn: &mut Conn, clock: &Clock, release: &str, steps: &[Migration]) -> Result<()> {
     conn.run(TABLE).await?;
-    let mut applied = 0;
-    for row in conn.fetch(&APPLIED, args![]).await? {
-        applied = applied.max(row.small("number")?);
-        let needs = row.text("min_release")?;
-        if version(&needs) > version(release) {
-            return Err(Error::ReleaseTooOld { needs, this: release.to_owned() });
-        }
-    }
+    let applied = applied(conn, release).await?;
     let kind = conn.kind();
     for step in steps.iter().filter(|step| step.number > applied) {
         conn.run(if kind == Kind::Sqlite { step.sqlite } else { step.postgres }).await?;
@@ -69,6 +62,19 @@ async fn apply(conn: &mut Conn, clock: &Clock, release: &str, steps: &[Migration
         tracing::info!(number = step.number, name = step.name, "the schema was migrated");
     }
     Ok(())
+}
+
+/// The newest step that was applied; refused if `release` is too old for one of them.
+pub(super) async fn applied(conn: &mut Conn, release: &str) -> Result<u32> {
+    let mut applied = 0;
+    for row in conn.fetch(&APPLIED, args![]).await? {
+        applied = applied.max(row.small("number")?);
+        let needs = row.text("min_release")?;
+        if version(&needs) > version(release) {
+            return Err(Error::ReleaseTooOld { needs, this: release.to_owned() });
+        }
+    }
+    Ok(applied)
 }
 
 /// "0.12.3-dev" as numbers; what is no number counts as 0.

@@ -19,8 +19,10 @@
 //! | `tenants`, `tokens` | whose all of it is, and who may ask |
 //! | `replicas` | where the core replicas are |
 //! | `notices` | who should look again |
+//! | [`check`] | whether everything stored holds together; on a connection of its own |
 
 mod attempts;
+pub mod check;
 mod checkpoints;
 mod clock;
 mod commit;

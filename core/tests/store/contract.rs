@@ -23,6 +23,7 @@ macro_rules! contract {
     };
 }
 
+pub(crate) mod check;
 mod checkpoints;
 mod claims;
 mod controls;

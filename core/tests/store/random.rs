@@ -22,7 +22,10 @@ use dormouse_core::{
 use dormouse_proto::code::Coded as _;
 use model::Model;
 
-use crate::db::{self, TestDb};
+use crate::{
+    contract::check,
+    db::{self, TestDb},
+};
 
 /// Instances of a run; the number is also its priority, and the last has a time limit.
 pub(crate) const INSTANCES: usize = 4;
@@ -294,6 +297,9 @@ async fn run(db: TestDb, seed: u64) {
     for i in 0..INSTANCES {
         assert_eq!(driver.timeline(i).await, model.timeline(i), "seed {seed}, timeline of {i}");
     }
+    // Time leaps in a run, so nothing has lasted too long.
+    let violations = check::violations(&driver.db, Duration::from_hours(24 * 365 * 100)).await;
+    assert_eq!(violations, [], "seed {seed}");
 }
 
 /// The seed that was asked for, or others each time.
