@@ -163,7 +163,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Token(TokenCommand),
     /// What this machine offers, and what to do about what is missing
-    Doctor,
+    Doctor(Doctor),
     /// A Cargo project with one workflow, its test, and the settings that launch fastest
     New(New),
     /// A completion script for a shell, on stdout
@@ -320,6 +320,16 @@ pub(crate) struct Demo {
     /// Keep a copy of the manifest here
     #[arg(long, value_name = "FILE")]
     pub(crate) keep: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// Look through the whole database instead: is everything there, and nothing stuck?
+    /// Only reads; services may run. Exit 5 if something is broken
+    #[arg(long)]
+    pub(crate) data: bool,
+    #[command(flatten)]
+    pub(crate) flags: Flags<config::DatabaseOnly>,
 }
 
 #[derive(Debug, Args)]
@@ -609,6 +619,7 @@ mod tests {
             "run ./fixity --workflow w --input {} --id a --data-dir /tmp/d",
             "up --data-dir d --database postgres://h/d --core 127.0.0.1:0 --environment 127.0.0.1:0",
             "doctor",
+            "doctor --data --database postgres://h/d",
             "config show --config f --slots 4 -o json",
             "migrate",
             "image push ./b --name n --version 1",

@@ -20,6 +20,8 @@ pub(crate) enum Exit {
     Refused,
     /// The services could not be reached.
     Unreachable,
+    /// `doctor --data` found what breaks an invariant.
+    Violated,
     /// The instance FAILED.
     Failed,
     /// The instance was CANCELLED.
@@ -38,6 +40,7 @@ Exit codes of every command:
     2  wrong usage
     3  refused by the services; the message begins with the error code
     4  the services cannot be reached
+    5  `doctor --data`: something stored is missing, broken or stuck
   130  interrupted
 Exit codes of `run`, `wait` and `start --wait`:
     0  COMPLETED
@@ -54,6 +57,7 @@ impl Exit {
             Self::Usage => 2,
             Self::Refused => 3,
             Self::Unreachable => 4,
+            Self::Violated => 5,
             Self::Failed => 10,
             Self::Cancelled => 11,
             Self::WaitedTooLong => 12,

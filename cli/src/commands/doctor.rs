@@ -1,8 +1,9 @@
 //! `dormouse doctor`: what this machine offers, what is missing, and what to do about it.
 //!
 //! It only reads. Each check answers one line; a check that cannot find out says so instead of
-//! guessing. The services need not run.
+//! guessing. The services need not run. `data` asks the database instead.
 
+mod data;
 mod machine;
 
 use std::{
@@ -18,7 +19,7 @@ use dormouse_proto::identity::{Authority, Role};
 
 use super::{Ctx, client_options};
 use crate::{
-    args::Format,
+    args::{Doctor, Format},
     exit::Exit,
     output::{bytes, print, print_json, span},
 };
@@ -64,7 +65,10 @@ impl Finding {
     }
 }
 
-pub(crate) async fn doctor(ctx: &Ctx) -> anyhow::Result<Exit> {
+pub(crate) async fn doctor(ctx: &Ctx, args: Doctor) -> anyhow::Result<Exit> {
+    if args.data {
+        return data::data(ctx, args).await;
+    }
     let dir = ctx.global.directory()?;
     let mut findings = machine::findings();
     findings.push(data_directory(&dir));

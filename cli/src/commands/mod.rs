@@ -51,7 +51,7 @@ async fn perform(ctx: &Ctx, command: Command) -> anyhow::Result<Exit> {
     match command {
         Command::Up(args) => services::up(ctx, args).await,
         Command::Run(args) => run::run(ctx, args).await,
-        Command::Doctor => doctor::doctor(ctx).await,
+        Command::Doctor(args) => doctor::doctor(ctx, args).await,
         Command::Migrate(args) => services::migrate(ctx, args).await,
         Command::Image(args) => image::image(ctx, args).await,
         Command::Start(args) => start::start(ctx, args).await,
