@@ -146,6 +146,8 @@ pub struct InstancePage {
     pub instances: Vec<Instance>,
     /// Where the next page begins; `None` at the end.
     pub next_cursor: Option<String>,
+    /// A sentence for each instance that belongs here and whose row is damaged.
+    pub unreadable: Vec<String>,
 }
 
 impl Client {
@@ -204,6 +206,7 @@ impl Client {
             Outcome::Instances(page) => Ok(InstancePage {
                 instances: page.instances.into_iter().map(Instance::from_wire).collect::<Result<_, _>>()?,
                 next_cursor: (!page.next_cursor.is_empty()).then_some(page.next_cursor),
+                unreadable: page.unreadable,
             }),
             other => Err(unexpected(&other)),
         })

@@ -46,7 +46,7 @@ async fn portrait(client: &Client, instance: &Instance) -> anyhow::Result<String
 pub(crate) async fn list(ctx: &Ctx, args: List) -> anyhow::Result<Exit> {
     let client = ctx.client().await?;
     let filtered = args.status.is_some() || args.image.is_some() || args.waiting_for.is_some();
-    let (instances, next_cursor) = read_list(&client, args).await?;
+    let (instances, next_cursor, unreadable) = read_list(&client, args).await?;
     let now = now();
     ctx.screen.list(
         &instances,
@@ -60,14 +60,20 @@ pub(crate) async fn list(ctx: &Ctx, args: List) -> anyhow::Result<Exit> {
             "no instances yet: `dormouse start NAME` starts one, `dormouse run BINARY` runs a workflow binary"
         },
     )?;
+    for sentence in &unreadable {
+        say(&format!("not shown: {sentence}"));
+    }
     if let Some(cursor) = next_cursor {
         say(&format!("there are more: add --cursor {cursor}"));
     }
     Ok(Exit::Done)
 }
 
-/// Pages may be short of what was asked for: it is asked for the rest.
-async fn read_list(client: &Client, args: List) -> anyhow::Result<(Vec<Instance>, Option<String>)> {
+/// Pages may be short of what was asked for: it is asked for the rest. Last: a sentence for each damaged one.
+async fn read_list(
+    client: &Client,
+    args: List,
+) -> anyhow::Result<(Vec<Instance>, Option<String>, Vec<String>)> {
     let mut ask = ListInstances {
         status: args.status,
         image: args.image,
@@ -75,13 +81,14 @@ async fn read_list(client: &Client, args: List) -> anyhow::Result<(Vec<Instance>
         limit: Some(args.limit),
         cursor: args.cursor,
     };
-    let mut instances = Vec::new();
+    let (mut instances, mut unreadable) = (Vec::new(), Vec::new());
     loop {
         let page = client.instances(ask.clone()).await?;
         instances.extend(page.instances);
+        unreadable.extend(page.unreadable);
         let left = args.limit.saturating_sub(u32::try_from(instances.len()).unwrap_or(u32::MAX));
         if left == 0 || page.next_cursor.is_none() {
-            return Ok((instances, page.next_cursor));
+            return Ok((instances, page.next_cursor, unreadable));
         }
         (ask.limit, ask.cursor) = (Some(left), page.next_cursor);
     }

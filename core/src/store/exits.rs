@@ -10,6 +10,7 @@ use super::{
     Store,
     attempts::{self, AttemptRef, Over},
     commit::{LockOrder, Request},
+    damage,
     endings::{self, Says, code, stated},
     error::Result,
     events::{self, NewEvent},
@@ -161,7 +162,7 @@ async fn return_rows(
     let rows = tx.fetch(&OF_NODE, args![node, limit]).await?;
     let now = tx.now().await?;
     for row in rows {
-        let row = life::read(&row)?;
+        let Some(row) = damage::readable(life::read(&row))? else { continue };
         let of = AttemptRef { instance: row.key, attempt: row.life.attempt };
         if known.contains(&of) {
             continue;
@@ -265,7 +266,8 @@ const PAST_DEADLINE: Stmt = stmt!(concat!(
 ));
 const NEXT_DEADLINE: Stmt = stmt!(
     "SELECT deadline_at FROM instance
-      WHERE deadline_at IS NOT NULL AND ended_at IS NULL ORDER BY deadline_at, key LIMIT 1"
+      WHERE deadline_at IS NOT NULL AND ended_at IS NULL AND deadline_at > $1
+      ORDER BY deadline_at, key LIMIT 1"
 );
 
 struct Expire;
@@ -275,9 +277,12 @@ impl Request for Expire {
 
     async fn run(&self, tx: &mut Tx<'_>) -> Result<Expired> {
         let now = tx.now().await?;
-        let mut ended = Vec::new();
+        let (mut ended, mut damaged) = (Vec::new(), false);
         for row in tx.fetch(&PAST_DEADLINE, args![now, EXPIRE]).await? {
-            let row = life::read(&row)?;
+            let Some(row) = damage::readable(life::read(&row))? else {
+                damaged = true;
+                continue;
+            };
             if let Some(next) = row.life.expire(now) {
                 let failure = stated(code::TIME_LIMIT, "the instance's time limit passed".to_owned());
                 let says = Says { output: None, failure: Some(&failure) };
@@ -285,7 +290,9 @@ impl Request for Expire {
                 ended.push(AttemptRef { instance: row.key, attempt: row.life.attempt });
             }
         }
-        let next = tx.fetch_optional(&NEXT_DEADLINE, args![]).await?;
+        // Who holds a row lets it go soon; who damaged one does not.
+        let after = if damaged { now } else { Micros(i64::MIN) };
+        let next = tx.fetch_optional(&NEXT_DEADLINE, args![after]).await?;
         let next_in = match next.map(|row| row.at("deadline_at")).transpose()? {
             None => Duration::MAX,
             Some(at) => at.since(now),
@@ -317,8 +324,8 @@ impl Request for Overdue {
         let now = tx.now().await?;
         let (mut ended, mut next_in) = (Vec::new(), Duration::MAX);
         for row in rows {
-            let since = row.at("cancel_at")?;
-            let row = life::read(&row)?;
+            let read = row.at("cancel_at").and_then(|since| Ok((since, life::read(&row)?)));
+            let Some((since, row)) = damage::readable(read)? else { continue };
             let of = row.life.attempt;
             match row.life.cancel_overdue(of, self.grace, now) {
                 Some(next) => {

@@ -7,7 +7,7 @@ use super::{
     Store,
     attempts::AttemptRef,
     commit::Request,
-    endings,
+    damage, endings,
     error::{Error, Result},
     life::{self, Target},
     payload,
@@ -103,7 +103,7 @@ pub struct ListFilter {
 }
 
 /// A page of instances, newest first.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InstancePage {
     /// What was found.
     pub instances: Vec<Instance>,
@@ -111,6 +111,8 @@ pub struct InstancePage {
     pub next: Option<InstanceKey>,
     /// The public id of `next`.
     pub next_id: Option<InstanceId>,
+    /// A sentence for each instance that stands here and is damaged.
+    pub unreadable: Vec<String>,
 }
 
 /// The longest page, and how many rows one page of a filter on waits looks through.
@@ -255,10 +257,14 @@ impl Request for List {
         if let Some(wanted) = &self.filter.waiting_for {
             return self.waiting(tx, wanted, limit as usize).await;
         }
-        let mut instances = self.rows(tx, self.filter.status, limit + 1).await?;
-        let more = instances.len() > limit as usize;
-        instances.truncate(limit as usize);
-        Ok(page(instances, more))
+        let mut rows = self.rows(tx, self.filter.status, limit + 1).await?;
+        let more = rows.len() > limit as usize;
+        rows.truncate(limit as usize);
+        let mut page = InstancePage::of(&rows)?;
+        if let Some(last) = rows.last().filter(|_| more) {
+            page.ends_with(last)?;
+        }
+        Ok(page)
     }
 
     async fn run_single(&self, tx: &mut Tx<'_>) -> Result<Option<InstancePage>> {
@@ -267,50 +273,64 @@ impl Request for List {
 }
 
 impl List {
-    async fn rows(&self, tx: &mut Tx<'_>, status: Option<Status>, limit: u32) -> Result<Vec<Instance>> {
+    async fn rows(&self, tx: &mut Tx<'_>, status: Option<Status>, limit: u32) -> Result<Vec<Row>> {
         let before = self.filter.before.unwrap_or(InstanceKey(i64::MAX));
         let tenant = &self.tenant;
         let state = status.map(Status::as_str);
-        let rows = match (&self.filter.image, state) {
-            (None, None) => tx.fetch(&LIST, args![tenant, before, limit]).await?,
-            (None, Some(state)) => tx.fetch(&LIST_STATE, args![tenant, before, limit, state]).await?,
-            (Some(image), None) => tx.fetch(&LIST_IMAGE, args![tenant, before, limit, image]).await?,
+        match (&self.filter.image, state) {
+            (None, None) => tx.fetch(&LIST, args![tenant, before, limit]).await,
+            (None, Some(state)) => tx.fetch(&LIST_STATE, args![tenant, before, limit, state]).await,
+            (Some(image), None) => tx.fetch(&LIST_IMAGE, args![tenant, before, limit, image]).await,
             (Some(image), Some(state)) => {
-                tx.fetch(&LIST_BOTH, args![tenant, before, limit, image, state]).await?
+                tx.fetch(&LIST_BOTH, args![tenant, before, limit, image, state]).await
             }
-        };
-        rows.iter().map(read).collect()
+        }
     }
 
     /// Of the next rows that are suspended those that wait for this.
     async fn waiting(&self, tx: &mut Tx<'_>, wanted: &WaitingFor, limit: usize) -> Result<InstancePage> {
         if self.filter.status.is_some_and(|status| status != Status::Suspended) {
-            return Ok(page(Vec::new(), false));
+            return Ok(InstancePage::default());
         }
-        let scanned = self.rows(tx, Some(Status::Suspended), SCAN).await?;
-        let all = scanned.len() < SCAN as usize;
-        let last = scanned.last().map(|last| (last.key, last.id.clone()));
-        let fits = |instance: &Instance| match &instance.life.state {
+        let rows = self.rows(tx, Some(Status::Suspended), SCAN).await?;
+        let all = rows.len() < SCAN as usize;
+        let mut page = InstancePage::of(&rows)?;
+        page.instances.retain(|instance| match &instance.life.state {
             State::Suspended { waits, .. } => wanted.is_among(waits),
             State::Pending { .. } | State::Launching { .. } | State::Running { .. } | State::Ended { .. } => {
                 false
             }
-        };
-        let mut found = scanned.into_iter().filter(fits);
-        let instances: Vec<_> = found.by_ref().take(limit).collect();
-        if found.next().is_some() {
-            return Ok(page(instances, true));
+        });
+        if page.instances.len() > limit {
+            page.instances.truncate(limit);
+            (page.next, page.next_id) = page.instances.last().map(|last| (last.key, last.id.clone())).unzip();
+        } else if let Some(last) = rows.last().filter(|_| !all) {
+            page.ends_with(last)?;
         }
-        let (next, next_id) = last.filter(|_| !all).unzip();
-        Ok(InstancePage { instances, next, next_id })
+        Ok(page)
     }
 }
 
-/// A page that ends with its last instance.
-fn page(instances: Vec<Instance>, more: bool) -> InstancePage {
-    let last = instances.last().filter(|_| more);
-    let (next, next_id) = last.map(|last| (last.key, last.id.clone())).unzip();
-    InstancePage { instances, next, next_id }
+impl InstancePage {
+    /// What these rows hold; damaged ones are named.
+    fn of(rows: &[Row]) -> Result<Self> {
+        let mut page = Self::default();
+        for row in rows {
+            match read(row) {
+                Ok(instance) => page.instances.push(instance),
+                Err(error @ Error::Unreadable { .. }) => page.unreadable.push(error.to_string()),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(page)
+    }
+
+    /// There is more behind this row.
+    fn ends_with(&mut self, last: &Row) -> Result<()> {
+        self.next = Some(last.instance("key")?);
+        self.next_id = Some(last.parsed("id", |text| InstanceId::parse(text).ok())?);
+        Ok(())
+    }
 }
 
 struct Count {
@@ -326,7 +346,8 @@ impl Request for Count {
             Some(image) => tx.fetch(&COUNT_IMAGE, args![&self.tenant, image]).await?,
             None => tx.fetch(&COUNT, args![&self.tenant]).await?,
         };
-        rows.iter().map(|row| Ok((row.parsed("state", Status::parse)?.as_str(), row.number("n")?))).collect()
+        let count = |row: &Row| Ok((row.parsed("state", Status::parse)?.as_str(), row.number("n")?));
+        rows.iter().filter_map(|row| damage::readable(count(row)).transpose()).collect()
     }
 
     async fn run_single(&self, tx: &mut Tx<'_>) -> Result<Option<Self::Answer>> {

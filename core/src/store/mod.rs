@@ -27,6 +27,7 @@ mod checkpoints;
 mod clock;
 mod commit;
 mod controls;
+mod damage;
 mod endings;
 mod error;
 mod events;

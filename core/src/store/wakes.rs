@@ -10,6 +10,7 @@ use super::{
     Store,
     attempts::{self, AttemptRef},
     commit::Request,
+    damage,
     error::Result,
     events::{self, NewEvent},
     life::{self, Locked, life_columns},
@@ -180,11 +181,12 @@ impl ClaimDue {
     }
 
     async fn claim(&self, tx: &mut Tx<'_>, row: &Row, now: Micros) -> Result<Option<Claim>> {
-        let locked = life::read(row)?;
-        let until = now + self.launch_deadline;
+        let Some(judged) = damage::readable(self.judge(tx, row, now).await)? else {
+            damage::put_off(tx, row, now).await?;
+            return Ok(None);
+        };
         // None: it was taken or paused between index and lock.
-        let Some(next) = locked.life.claim(&self.lease.node, until, now) else { return Ok(None) };
-        let claim = self.describe(tx, row, &locked, &next, until, now).await?;
+        let Some((locked, next, claim)) = judged else { return Ok(None) };
         life::write(tx, &locked, &next, now).await?;
         let node = &self.lease.node;
         attempts::claimed(tx, claim.attempt_ref(), claim.token.hash(), node, claim.reason, now).await?;
@@ -192,6 +194,15 @@ impl ClaimDue {
         let event = NewEvent::new(EventKind::Claimed, &message);
         events::append(tx, claim.instance, claim.attempt, now, event).await?;
         Ok(Some(claim))
+    }
+
+    /// Reads all that a claim needs, before anything is written.
+    async fn judge(&self, tx: &mut Tx<'_>, row: &Row, now: Micros) -> Result<Option<(Locked, Life, Claim)>> {
+        let locked = life::read(row)?;
+        let until = now + self.launch_deadline;
+        let Some(next) = locked.life.claim(&self.lease.node, until, now) else { return Ok(None) };
+        let claim = self.describe(tx, row, &locked, &next, until, now).await?;
+        Ok(Some((locked, next, claim)))
     }
 
     async fn describe(

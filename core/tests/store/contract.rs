@@ -27,6 +27,7 @@ pub(crate) mod check;
 mod checkpoints;
 mod claims;
 mod controls;
+mod damage;
 mod endings;
 mod exits;
 mod images;

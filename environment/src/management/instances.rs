@@ -76,6 +76,7 @@ impl Context {
         Ok(wire::InstancePage {
             next_cursor: last.as_ref().map(ToString::to_string).unwrap_or_default(),
             instances: page.instances.iter().map(describe).collect(),
+            unreadable: page.unreadable,
         })
     }
 

@@ -476,6 +476,9 @@ pub struct InstancePage {
     /// empty: the end
     #[prost(string, tag = "2")]
     pub next_cursor: ::prost::alloc::string::String,
+    /// A sentence for each instance that belongs here and is damaged.
+    #[prost(string, repeated, tag = "3")]
+    pub unreadable: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CountInstances {
