@@ -7,7 +7,12 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::Context as _;
-use dormouse_core::{config::Settings, server::Server, store::Store};
+use dormouse_core::{
+    config::Settings,
+    limits::DATABASE_PATIENCE,
+    server::Server,
+    store::{self, Store},
+};
 use dormouse_environment::{
     config::options,
     environment::Handle,
@@ -37,7 +42,11 @@ impl Local {
         let pki = directory.path().join("pki");
         let authority = tokio::task::spawn_blocking(move || Authority::open_or_create(&pki)).await??;
         let authority = Arc::new(authority);
-        let store = Store::open(settings.store_options(directory.path())).await?;
+        let store = Store::open(store::Options {
+            patience: DATABASE_PATIENCE,
+            ..settings.store_options(directory.path())
+        })
+        .await?;
         let core_options = settings.server_options(directory.path(), Arc::clone(&authority));
         let core = Server::bind(core_options, store.clone())?;
         let beside = Core::Listed(Box::new(Core::At(vec![core.handle().address().to_string()])));

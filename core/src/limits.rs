@@ -34,6 +34,10 @@ pub const REQUESTS_OF_A_STRANGER: usize = 16;
 /// How long requests in flight may take when their connection is to end.
 pub const FINISH_WITHIN: Duration = Duration::from_secs(10);
 
+/// How long a service that starts waits for a PostgreSQL server that does not answer, only reads or has no
+/// connection left. Then it ends, and its service manager starts it again.
+pub const DATABASE_PATIENCE: Duration = Duration::from_mins(1);
+
 /// How long the last farewells of a service that ends may take to leave this machine.
 pub const LEAVE_WITHIN: Duration = Duration::from_millis(500);
 

@@ -18,6 +18,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Parser;
 use dormouse_core::config::{self, CoreAlone, Flags, Settings, Sources};
+use dormouse_core::limits::DATABASE_PATIENCE;
 use dormouse_core::logging::{Colour, Logging};
 use dormouse_core::readiness;
 use dormouse_core::reload::Reload;
@@ -81,7 +82,8 @@ async fn run(sources: Sources, settings: Settings, logging: Logging) -> anyhow::
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let reload = Reload::catch(sources, settings.clone(), logging)?;
     let dir = prepare(&settings.data_dir()?)?;
-    let store = Store::open(settings.store_options(&dir)).await?;
+    let store =
+        Store::open(store::Options { patience: DATABASE_PATIENCE, ..settings.store_options(&dir) }).await?;
     let server = bind(&dir, &settings, &store).await?;
     readiness::ready();
 

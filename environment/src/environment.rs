@@ -106,6 +106,9 @@ pub enum Error {
     /// Trying again cannot help.
     #[error("the store refuses this node")]
     Store(#[from] store::Error),
+    /// The store cannot go on.
+    #[error("the disk did not flush the database; check the disk, then start the service again: it recovers")]
+    StoreBroken,
     /// Its supervisor gave up.
     #[error(transparent)]
     Supervisor(#[from] supervisor::Error),
@@ -119,6 +122,7 @@ impl Coded for Error {
         match self {
             Self::Directory(source) => source.code(),
             Self::Store(source) => source.code(),
+            Self::StoreBroken => Code::Unavailable,
             Self::Supervisor(source) => source.code(),
             Self::Io { .. } | Self::Panicked(_) => Code::Internal,
         }
@@ -318,6 +322,13 @@ impl Environment {
             };
             tasks.spawn(looking.in_current_span());
         }
+        let (store, stop) = (self.store.clone(), let_go.clone());
+        tasks.spawn(async move {
+            tokio::select! {
+                () = store.broken() => Err(Error::StoreBroken),
+                () = stop.cancelled() => Ok(Part::House),
+            }
+        });
         tasks
     }
 
@@ -367,7 +378,11 @@ fn ends_lease(error: &Error) -> bool {
 fn stored(error: &Error) -> Option<&store::Error> {
     match error {
         Error::Store(error) | Error::Supervisor(supervisor::Error::Store(error)) => Some(error),
-        Error::Directory(_) | Error::Io { .. } | Error::Supervisor(_) | Error::Panicked(_) => None,
+        Error::Directory(_)
+        | Error::Io { .. }
+        | Error::StoreBroken
+        | Error::Supervisor(_)
+        | Error::Panicked(_) => None,
     }
 }
 

@@ -7,10 +7,11 @@ use anyhow::Context;
 use clap::Parser;
 use dormouse_core::{
     config::{self, EnvironmentAlone, Flags, Settings, Sources},
+    limits::DATABASE_PATIENCE,
     logging::{Colour, Logging},
     readiness,
     reload::Reload,
-    store::Store,
+    store::{self, Store},
 };
 use dormouse_environment::{
     config::options,
@@ -105,7 +106,11 @@ async fn run(sources: Sources, settings: Settings, logging: Logging) -> anyhow::
         Ok((directory, Arc::new(authority)))
     })
     .await??;
-    let store = Store::open(settings.store_options(directory.path())).await?;
+    let store = Store::open(store::Options {
+        patience: DATABASE_PATIENCE,
+        ..settings.store_options(directory.path())
+    })
+    .await?;
     let core = Core::Listed(Box::new(Core::File(directory.path().join("core.address"))));
     let options = options(&settings, core, std::env::vars_os().collect());
     let service = Service::open(directory, store.clone(), authority, options).await?;

@@ -1,6 +1,11 @@
 //! The faults: kill -9, at a named point or at any moment.
 
-use std::{env, fs, path::PathBuf, process::Command, time::Duration};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use nix::{
     sys::signal::{Signal, kill},
@@ -56,6 +61,51 @@ pub fn up_to(random: &mut fastrand::Rng, most: u64) -> Duration {
     Duration::from_millis(random.u64(0..most))
 }
 
+/// Compiles a library that makes the disk fail for the programs that load it (`LD_PRELOAD`), as [`Disk`]
+/// tells it.
+pub fn faulty_disk(path: PathBuf) -> PathBuf {
+    compiled(path, include_str!("faulty_disk.c"))
+}
+
+/// Faults of a disk that come and go while programs run.
+#[derive(Debug)]
+pub struct Disk {
+    switches: PathBuf,
+    library: PathBuf,
+}
+
+impl Disk {
+    /// Without faults; its files are in `dir`.
+    pub fn in_dir(dir: &Path) -> Self {
+        let switches = dir.join("disk-faults");
+        fs::create_dir(&switches).expect("own directory");
+        Self { library: faulty_disk(dir.join("faulty_disk.so")), switches }
+    }
+
+    /// What a program needs to have its disk here.
+    pub fn variables(&self) -> [(&'static str, String); 2] {
+        let (library, switches) = (self.library.display(), self.switches.display());
+        [("LD_PRELOAD", library.to_string()), ("DISK_FAULTS", switches.to_string())]
+    }
+
+    /// No space is left for files whose path holds this.
+    pub fn fill(&self, which: &str) {
+        fs::write(self.switches.join("full"), which).expect("own directory");
+    }
+
+    /// Files whose path holds this are not flushed any more.
+    pub fn stop_flushing(&self, which: &str) {
+        fs::write(self.switches.join("unflushed"), which).expect("own directory");
+    }
+
+    /// All is well again.
+    pub fn heal(&self) {
+        for switch in ["full", "unflushed"] {
+            drop(fs::remove_file(self.switches.join(switch)));
+        }
+    }
+}
+
 /// Compiles a library that shifts the machine's clock by `WRONG_BY_SECONDS`, and nothing else, for the
 /// programs that load it (`LD_PRELOAD`).
 pub fn wrong_clock(path: PathBuf) -> PathBuf {
@@ -77,8 +127,12 @@ pub fn wrong_clock(path: PathBuf) -> PathBuf {
             return result;
         }
     "#;
+    compiled(path, SOURCE)
+}
+
+fn compiled(path: PathBuf, text: &str) -> PathBuf {
     let source = path.with_extension("c");
-    fs::write(&source, SOURCE).expect("own directory");
+    fs::write(&source, text).expect("own directory");
     let output = Command::new("cc")
         .args(["-shared", "-fPIC", "-O1", "-o"])
         .arg(&path)

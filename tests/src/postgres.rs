@@ -142,6 +142,28 @@ impl Server {
         self.launch();
     }
 
+    /// Stops it in order, with its clients connected.
+    pub fn stop(&self) {
+        self.run("pg_ctl", &["stop", "--silent", "--wait", "--mode=fast"]);
+    }
+
+    /// Adds a line to its configuration, for its next start.
+    pub fn configure(&self, line: &str) {
+        let path = self.data().join("postgresql.conf");
+        let before = fs::read_to_string(&path).expect("initdb wrote it");
+        fs::write(&path, format!("{before}\n{line}\n")).expect("own file");
+    }
+
+    /// From its next start on it is a standby: it reads, and takes no writes.
+    pub fn become_standby(&self) {
+        fs::write(self.data().join("standby.signal"), "").expect("own directory");
+    }
+
+    /// Ends its being a standby.
+    pub fn promote(&self) {
+        self.run("pg_ctl", &["promote", "--silent", "--wait", "--timeout=120"]);
+    }
+
     fn launch(&self) {
         let log = format!("--log={}", self.data().join("server.log").display());
         self.run("pg_ctl", &["start", "--silent", "--wait", "--timeout=120", &log]);

@@ -107,6 +107,9 @@ pub enum Error {
     /// The store was closed under the server.
     #[error("the store was closed before the instance server; this is a defect")]
     StoreClosed,
+    /// The store cannot go on.
+    #[error("the disk did not flush the database; check the disk, then start the service again: it recovers")]
+    StoreBroken,
 }
 
 impl Coded for Error {
@@ -117,6 +120,7 @@ impl Coded for Error {
             Self::Advertise(error) => error.code(),
             Self::IdentityFile(IdentityFileError::Held { .. }) => Code::FailedPrecondition,
             Self::IdentityFile(IdentityFileError::Io { .. }) | Self::StoreClosed => Code::Internal,
+            Self::StoreBroken => Code::Unavailable,
         }
     }
 }
@@ -250,6 +254,7 @@ impl Listener {
                 biased;
                 () = shutdown.cancelled() => return Ok(()),
                 () = &mut listening => return Err(Error::StoreClosed),
+                () = self.shared.store.broken() => return Err(Error::StoreBroken),
                 Some(done) = connections.join_next() => report(done),
                 incoming = self.endpoint.accept() => match incoming {
                     Some(incoming) => self.admit(incoming, connections, shutdown),

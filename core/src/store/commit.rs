@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Clock,
-    error::{Error, Result, is_connection_lost},
+    error::{Error, Result, is_connection_lost, is_flush_failed, is_turned_away},
     notices::Hub,
     open::Connector,
     sql::{Conn, Tx},
@@ -193,7 +193,9 @@ impl Link {
     async fn after<T>(&mut self, outcome: &Result<T, Failure>) {
         match outcome {
             Ok(_) => {}
-            Err(Failure::Before(Error::Unavailable(_)) | Failure::Unknown(_)) => self.roll_back(true).await,
+            Err(Failure::Before(Error::Unavailable(_) | Error::FlushFailed(_)) | Failure::Unknown(_)) => {
+                self.roll_back(true).await;
+            }
             Err(Failure::Before(_)) => self.roll_back(false).await,
         }
     }
@@ -214,6 +216,8 @@ pub(super) struct Writer {
     link: Link,
     clock: Clock,
     hub: Hub,
+    /// Cancelled when the disk has not flushed: the store is over.
+    broken: CancellationToken,
 }
 
 /// Where in its life a transaction failed.
@@ -234,8 +238,14 @@ impl Writer {
         answer_within: Duration,
         clock: Clock,
         hub: Hub,
+        broken: CancellationToken,
     ) -> Self {
-        Self { link: Link { connector, read_only: false, conn: Some(conn), answer_within }, clock, hub }
+        Self {
+            link: Link { connector, read_only: false, conn: Some(conn), answer_within },
+            clock,
+            hub,
+            broken,
+        }
     }
 
     /// Serves its queue until `closing`, then what is queued still, then says goodbye.
@@ -243,6 +253,10 @@ impl Writer {
         let mut batch = Vec::new();
         while receive(&mut queue, &mut batch, BATCH, &closing).await {
             self.serve(std::mem::take(&mut batch)).await;
+            if self.broken.is_cancelled() {
+                // Dropping the queue tells whoever waits in it.
+                return;
+            }
         }
         if let Some(conn) = self.link.conn.take() {
             conn.close().await;
@@ -254,6 +268,9 @@ impl Writer {
             batch.sort_by_cached_key(|work| work.order());
             match self.together(&mut batch).await {
                 Ok(()) => return batch.into_iter().for_each(Work::answer),
+                Err(Failure::Before(Error::FlushFailed(error))) => {
+                    return batch.into_iter().for_each(|work| self.give_up(work, &error));
+                }
                 Err(error) => {
                     tracing::debug!(%error, requests = batch.len(), "a batch failed; each is repeated alone");
                     if let Failure::Unknown(error) = error {
@@ -265,6 +282,16 @@ impl Writer {
         for work in batch {
             self.alone(work).await;
         }
+    }
+
+    /// The disk has not flushed. What is in the file is unknown, and no further write may rely on it.
+    fn give_up(&self, work: Box<dyn Work>, error: &sqlx::Error) {
+        if !self.broken.is_cancelled() {
+            tracing::error!(%error, "the disk did not flush the database; the store ends");
+            self.broken.cancel();
+        }
+        let copy = sqlx::Error::Io(std::io::Error::other(error.to_string()));
+        work.fail(Error::FlushFailed(copy));
     }
 
     /// All of them in one transaction, or none.
@@ -288,7 +315,9 @@ impl Writer {
                 self.hub.committed(notices);
                 Ok(())
             }
-            Err(error) if is_connection_lost(&error) => Err(Failure::Unknown(error)),
+            Err(error) if is_connection_lost(&error) && !is_flush_failed(&error) => {
+                Err(Failure::Unknown(error))
+            }
             Err(error) => Err(Failure::Before(error.into())),
         }
     }
@@ -296,9 +325,13 @@ impl Writer {
     /// One request in a transaction of its own, until it has an outcome.
     async fn alone(&mut self, mut work: Box<dyn Work>) {
         let mut tries = 1;
+        if self.broken.is_cancelled() {
+            return work.fail(Error::Closed);
+        }
         loop {
             let failure = match self.one(&mut work).await {
                 Ok(()) => return work.answer(),
+                Err(Failure::Before(Error::FlushFailed(error))) => return self.give_up(work, &error),
                 Err(failure) => failure,
             };
             let again = match &failure {
@@ -341,7 +374,7 @@ impl Writer {
                 self.hub.committed(tx.notices);
                 Ok(true)
             }
-            Err(Error::Unavailable(error)) => Err(Failure::Unknown(error)),
+            Err(Error::Unavailable(error)) if !is_turned_away(&error) => Err(Failure::Unknown(error)),
             Err(error) => Err(Failure::Before(error)),
         }
     }

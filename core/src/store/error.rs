@@ -221,15 +221,24 @@ pub enum Error {
         /// Some of those that it fits.
         candidates: Vec<String>,
     },
-    /// The database does not answer. Nothing was written.
-    #[error("the database does not answer; repeat the request")]
+    /// The database does not answer, or takes no writes now. Nothing was written.
+    #[error("{}; repeat the request", database_state(.0))]
     Unavailable(#[source] sqlx::Error),
+    /// The server takes no writes.
+    #[error("{READ_ONLY}; repeat the request")]
+    ReadOnly,
     /// The connection broke during the commit: the write may be stored, or not.
     #[error("the database did not confirm the write; repeat the request")]
     Unconfirmed(#[source] sqlx::Error),
     /// The disk under the database is full. Nothing was written.
     #[error("the disk of the database is full; free space on it, then repeat the request")]
     DiskFull(#[source] sqlx::Error),
+    /// The disk did not flush what was written to the file: it may hold it or not, and nobody can know what else it
+    /// has lost. Nothing is repeated; the store is over, and its file is recovered when it is opened anew.
+    #[error(
+        "the disk did not flush the database's last write; check the disk: the service ends now and recovers at its next start"
+    )]
+    FlushFailed(#[source] sqlx::Error),
     /// The store is being closed. Nothing was written.
     #[error("the service is shutting down; repeat the request on another or after its restart")]
     Closed,
@@ -312,14 +321,24 @@ impl Error {
             | Self::NoNode { .. }
             | Self::AmbiguousNode { .. } => true,
             Self::Unavailable(_)
+            | Self::ReadOnly
             | Self::Unconfirmed(_)
             | Self::DiskFull(_)
+            | Self::FlushFailed(_)
             | Self::Closed
             | Self::ReleaseTooOld { .. }
             | Self::Open { .. }
             | Self::Unreadable { .. }
             | Self::Broken { .. }
             | Self::Database(_) => false,
+        }
+    }
+
+    /// Whether a server that could not be used may be usable soon.
+    pub(super) fn may_pass(&self) -> bool {
+        match self {
+            Self::Unavailable(source) | Self::Open { source: Some(source), .. } => is_connection_lost(source),
+            _ => false,
         }
     }
 
@@ -339,7 +358,9 @@ fn database_code(error: &sqlx::Error) -> Option<String> {
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
-        if is_connection_lost(&error) {
+        if is_flush_failed(&error) {
+            Self::FlushFailed(error)
+        } else if is_connection_lost(&error) {
             Self::Unavailable(error)
         } else if database_code(&error).is_some_and(|code| code == "13" || code == "53100") {
             Self::DiskFull(error)
@@ -347,6 +368,32 @@ impl From<sqlx::Error> for Error {
             Self::Database(error)
         }
     }
+}
+
+const READ_ONLY: &str =
+    "the database is read-only, as a standby or in recovery is; promote it, or name its primary";
+
+/// What the database's words mean, and what to do about it.
+pub(super) fn database_state(error: &sqlx::Error) -> &'static str {
+    match database_code(error).as_deref() {
+        Some("53300") => {
+            "the database has reached its limit of connections; raise max_connections or end other clients"
+        }
+        Some("25006") => READ_ONLY,
+        Some("57P03") => "the database is starting or recovering; wait until it has",
+        Some("57P01" | "57P02") => "the database was shut down; start it",
+        _ => "the database does not answer",
+    }
+}
+
+/// Whether the server has said that it does not even begin what it was asked.
+pub(super) fn is_turned_away(error: &sqlx::Error) -> bool {
+    matches!(database_code(error).as_deref(), Some("53300" | "25006" | "57P03"))
+}
+
+/// Whether SQLite's file, or its directory, was not flushed. PostgreSQL ends itself then, and recovers.
+pub(super) fn is_flush_failed(error: &sqlx::Error) -> bool {
+    database_code(error).is_some_and(|code| code == "1034" || code == "1290")
 }
 
 /// Whether the connection is of no more use.
@@ -359,11 +406,11 @@ pub(super) fn is_connection_lost(error: &sqlx::Error) -> bool {
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::WorkerCrashed => true,
         // PostgreSQL: classes 08 (connection) and 57 (the server shuts down or starts), too many
-        // connections. SQLite: input/output errors in all their kinds: after a failed flush
+        // connections, and a server that only reads: the next connection may reach its successor. SQLite: input/output errors in all their kinds: after a failed flush
         // the connection is not used again.
         sqlx::Error::Database(error) => error.code().is_some_and(|code| match code.parse::<u32>() {
             Ok(number) if code.len() < 5 => number & 0xff == 10,
-            _ => code.starts_with("08") || code.starts_with("57P") || code == "53300",
+            _ => code.starts_with("08") || code.starts_with("57P") || code == "53300" || code == "25006",
         }),
         _ => false,
     }
@@ -398,11 +445,15 @@ impl Coded for Error {
             Self::TooMany { .. }
             | Self::AtLimit { .. }
             | Self::StoredQuota { .. }
-            | Self::StartQuota { .. }
-            | Self::DiskFull(_) => Code::ResourceExhausted,
-            Self::Unavailable(_) | Self::Unconfirmed(_) | Self::Closed | Self::ImageIncomplete { .. } => {
-                Code::Unavailable
-            }
+            | Self::StartQuota { .. } => Code::ResourceExhausted,
+            // A full disk is no limit of whoever asks: a workflow waits until there is space.
+            Self::Unavailable(_)
+            | Self::ReadOnly
+            | Self::Unconfirmed(_)
+            | Self::DiskFull(_)
+            | Self::FlushFailed(_)
+            | Self::Closed
+            | Self::ImageIncomplete { .. } => Code::Unavailable,
             Self::Unreadable { .. } | Self::Broken { .. } | Self::Database(_) => Code::Internal,
         }
     }

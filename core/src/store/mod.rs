@@ -60,7 +60,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::task::JoinSet;
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 
 pub use attempts::{AttemptRecord, AttemptRef};
@@ -115,6 +118,8 @@ pub struct Options {
     pub lease: Duration,
     /// This release, for a schema that needs a newer one.
     pub release: String,
+    /// How long opening waits for a database that may come.
+    pub patience: Duration,
 }
 
 impl Options {
@@ -129,6 +134,7 @@ impl Options {
             readers: 4,
             lease: DEFAULT_LEASE,
             release: env!("CARGO_PKG_VERSION").to_owned(),
+            patience: Duration::ZERO,
         }
     }
 }
@@ -138,6 +144,9 @@ pub const DEFAULT_LEASE: Duration = Duration::from_secs(15);
 /// How long one statement may take on PostgreSQL. Longer than the server waits for a lock on our
 /// behalf, so that what is late is a cut connection and no busy row.
 const ANSWER: Duration = Duration::from_secs(30);
+
+/// Pause before another try to open a database that may come.
+const OPEN_AGAIN: Duration = Duration::from_secs(1);
 
 /// All that is durable. Cheap to clone; the last clone that is dropped ends its tasks, and
 /// [`Store::close`] does so in order.
@@ -163,6 +172,8 @@ struct Inner {
     stored: StoredCounts,
     hub: Hub,
     closing: CancellationToken,
+    /// The disk has not flushed.
+    broken: CancellationToken,
     tasks: Mutex<JoinSet<()>>,
 }
 
@@ -198,12 +209,52 @@ impl Request for Probe {
     }
 }
 
+/// Whether a transaction that writes would be taken.
+struct Writable;
+
+impl Request for Writable {
+    type Answer = Micros;
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Micros> {
+        const WRITABLE: Stmt =
+            stmt!("SELECT CAST({read_only} AS BIGINT) AS read_only FROM migration LIMIT 1");
+        if tx.fetch_one(&WRITABLE, args![]).await?.int("read_only")? != 0 {
+            return Err(Error::ReadOnly);
+        }
+        tx.now().await
+    }
+}
+
 impl Store {
     /// Opens the database, brings its schema to this release and starts the tasks.
     ///
     /// Fails if the database cannot be reached or used, or needs a newer release. Must be
     /// called within a tokio runtime; the tasks live in it.
+    ///
+    /// A database that does not answer, only reads or is full of connections is waited for, at most
+    /// [`Options::patience`].
     pub async fn open(options: Options) -> Result<Self> {
+        let until = Instant::now() + options.patience;
+        let is_server = matches!(options.database, Database::Postgres(_));
+        let mut told = String::new();
+        loop {
+            let error = match Self::try_open(options.clone()).await {
+                Err(error) if is_server && error.may_pass() && Instant::now() < until => error,
+                opened => return opened,
+            };
+            let said = error.to_string();
+            if said != told {
+                tracing::warn!(
+                    "{said}; trying again for {:?}",
+                    until.saturating_duration_since(Instant::now())
+                );
+                told = said;
+            }
+            sleep(OPEN_AGAIN).await;
+        }
+    }
+
+    async fn try_open(options: Options) -> Result<Self> {
         let connector = Connector::new(&options.database)?;
         let mut first = connector.open(false).await?;
         let steps = dormouse_migrations::ALL;
@@ -211,11 +262,12 @@ impl Store {
         tenants::ensure_default(&mut first, &options.clock).await?;
 
         let (hub, outbox) = Hub::new();
-        let closing = CancellationToken::new();
+        let (closing, broken) = (CancellationToken::new(), CancellationToken::new());
         let mut tasks = JoinSet::new();
         let spawn_writer = |tasks: &mut JoinSet<()>, conn, answer| {
             let (lane, queue) = Lane::new();
-            let writer = Writer::new(connector.clone(), conn, answer, options.clock.clone(), hub.clone());
+            let (clock, broken) = (options.clock.clone(), broken.clone());
+            let writer = Writer::new(connector.clone(), conn, answer, clock, hub.clone(), broken);
             tasks.spawn(writer.run(queue, closing.clone()));
             lane
         };
@@ -235,7 +287,7 @@ impl Store {
             let reader = Reader::new(connector.clone(), conn, ANSWER, options.clock.clone());
             tasks.spawn(reader.run(Arc::clone(&queue), closing.clone()));
         }
-        tell_peers(&connector, &hub, outbox, &closing, &mut tasks).await?;
+        tell_peers(&connector, &hub, outbox, &broken, &closing, &mut tasks).await?;
         Ok(Self(Arc::new(Inner {
             kind: connector.kind(),
             limits: options.limits,
@@ -251,6 +303,7 @@ impl Store {
             stored: StoredCounts::default(),
             hub,
             closing,
+            broken,
             tasks: Mutex::new(tasks),
         })))
     }
@@ -265,6 +318,12 @@ impl Store {
                 tracing::error!(%error, "a task of the store panicked");
             }
         }
+    }
+
+    /// Waits until the store is over although nobody closed it: the disk has not flushed. Whoever
+    /// serves from it ends then; opening it anew recovers what the disk has.
+    pub async fn broken(&self) {
+        self.0.broken.cancelled().await;
     }
 
     /// Which database it is.
@@ -290,7 +349,7 @@ impl Store {
     /// Whether it can be read and written now.
     pub async fn health(&self) -> Result<Micros> {
         self.read(Probe).await?;
-        self.write_node(Probe).await
+        self.write_node(Writable).await
     }
 
     /// Notices of what is committed from now on, by this process and by others.
@@ -387,6 +446,7 @@ async fn tell_peers(
     connector: &Connector,
     hub: &Hub,
     outbox: tokio::sync::mpsc::Receiver<Notice>,
+    broken: &CancellationToken,
     closing: &CancellationToken,
     tasks: &mut JoinSet<()>,
 ) -> Result<()> {
@@ -402,7 +462,8 @@ async fn tell_peers(
                 // Polls stand beneath.
                 Err(error) => tracing::warn!(%error, "no socket for notices between processes; they poll"),
             }
-            tasks.spawn(async move { file.run_log(log, closed).await });
+            let broken = broken.clone();
+            tasks.spawn(async move { file.run_log(log, broken, closed).await });
         }
         Connector::Postgres(server) => {
             tasks.spawn(postgres::tell(connector.clone(), origin.clone(), outbox, closing.clone()));

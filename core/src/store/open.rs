@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use super::{
-    error::{Error, Result},
+    error::{Error, Result, database_state, is_connection_lost},
     postgres::PostgresServer,
     sql::{Conn, Kind},
     sqlite::SqliteFile,
@@ -84,17 +84,23 @@ impl Connector {
     pub(super) async fn open(&self, read_only: bool) -> Result<Conn> {
         self.connect(read_only).await.map_err(|source| Error::Open {
             database: self.name(),
-            problem: self.remedy(),
+            problem: self.remedy(&source),
             source: Some(source),
         })
     }
 
-    fn remedy(&self) -> String {
+    fn remedy(&self, error: &sqlx::Error) -> String {
         match self {
-            Self::Sqlite(_) => "check that the directory exists, is writable and has space",
-            Self::Postgres(_) => "check address, user, password and that the server runs",
+            Self::Sqlite(_) => "check that the directory exists, is writable and has space".to_owned(),
+            Self::Postgres(_) => match error.as_database_error() {
+                Some(error) if error.code().is_some_and(|code| code.starts_with("28")) => {
+                    "check user and password".to_owned()
+                }
+                Some(_) if is_connection_lost(error) => database_state(error).to_owned(),
+                Some(error) => format!("it says {:?}; check its address", error.message()),
+                None => "it does not answer; check its address and that it runs".to_owned(),
+            },
         }
-        .to_owned()
     }
 }
 

@@ -60,10 +60,13 @@ impl PostgresServer {
     async fn prepare(&self, read_only: bool) -> Result<Conn, sqlx::Error> {
         let conn = Box::new(self.options.connect().await?);
         let mut conn = Conn::Postgres { conn, answer_within: Some(CONNECT) };
+        // A time limit of the role would cancel a COMMIT that waits for its standby, which then succeeds with a mere
+        // warning: our own limit gives the connection up instead.
         // A lock that somebody else never releases must not hold up everybody behind us; nor may
         // ours hold up others, should the network take us away in the middle of a transaction.
         conn.run(
             "SET synchronous_commit = on;
+             SET statement_timeout = 0;
              SET default_transaction_isolation = 'read committed';
              SET lock_timeout = '20s';
              SET idle_in_transaction_session_timeout = '15s';

@@ -53,6 +53,8 @@ pub(super) const FRAGMENTS: &[(&str, &str, &str)] = &[
     // A deletion: nobody may come to refer to the row either.
     ("{for_delete}", "", "FOR UPDATE"),
     ("{take_skip_locked}", "", "FOR UPDATE SKIP LOCKED"),
+    // Whether the server takes no writes: a standby, or an administrator's choice.
+    ("{read_only}", "0", "CASE WHEN current_setting('transaction_read_only') = 'on' THEN 1 ELSE 0 END"),
     // The database's clock in microseconds; on SQLite it is the machine's and always an argument.
     ("{clock}", "NULL", "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)"),
 ];

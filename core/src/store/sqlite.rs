@@ -99,7 +99,12 @@ impl SqliteFile {
     }
 
     /// Copies the log back into the file whenever it has grown, until `closing`.
-    pub(super) async fn run_log(&self, mut conn: Conn, closing: CancellationToken) {
+    pub(super) async fn run_log(
+        &self,
+        mut conn: Conn,
+        broken: CancellationToken,
+        closing: CancellationToken,
+    ) {
         // Beside the writer: takes what no reader needs, waits for nobody.
         const COPY: Stmt = stmt!("PRAGMA wal_checkpoint(PASSIVE)");
         const BEGIN_ANEW: Stmt = stmt!("PRAGMA wal_checkpoint(RESTART)");
@@ -118,6 +123,10 @@ impl SqliteFile {
                 Ok::<(), Error>(())
             };
             if let Err(error) = copied.await {
+                if matches!(error, Error::FlushFailed(_)) {
+                    tracing::error!(%error, "the disk did not flush the database; the store ends");
+                    return broken.cancel();
+                }
                 // Nothing is lost: the log still holds it, the next round tries again.
                 tracing::warn!(%error, cause = ?std::error::Error::source(&error), "copying the log back failed");
             }

@@ -5,6 +5,7 @@
 //!   on SQLite and on PostgreSQL.
 //! - `random`: one printed seed drives SQLite, PostgreSQL and the domain over a map; all answer
 //!   alike.
+//! - `faults`: answers that get lost, and the lock that fences.
 //! - `db`: the databases, with a clock that the test sets.
 //!
 //! PostgreSQL is found through `DORMOUSE_TEST_POSTGRES` (the URL of a superuser's connection);
@@ -12,5 +13,6 @@
 
 mod contract;
 mod db;
+mod faults;
 mod postgres;
 mod random;

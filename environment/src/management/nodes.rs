@@ -13,8 +13,8 @@ impl Context {
     pub(super) async fn health(&self) -> Result<wire::HealthReport, Refusal> {
         let this = self.this_node();
         let mut problems = this.problems.clone();
-        // Asks the database, so that a broken one shows.
-        let now = self.store().now().await;
+        // Asks the database whether it can be written, so that a broken one shows.
+        let now = self.store().health().await;
         let now = now.unwrap_or_else(|error| {
             problems.push(error.to_string());
             dormouse_core::domain::time::Micros(0)
