@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use dormouse_management_sdk::{Client, NewToken, Quotas, Role, Target, Token};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
@@ -243,6 +244,22 @@ impl Cluster {
     /// The services' directory.
     pub fn data_dir(&self) -> PathBuf {
         self.dir.path().join("data")
+    }
+
+    /// Makes a token of a tenant, which is created if it is missing; answers its secret.
+    pub async fn token(&self, tenant: &str, name: &str, role: Role) -> String {
+        let client = self.client();
+        client.create_tenant(tenant, Quotas::default()).await.expect("the administrator may");
+        let token = NewToken { tenant: tenant.to_owned(), name: name.to_owned(), role, valid: None };
+        client.create_token(token).await.expect("the administrator may").secret
+    }
+
+    /// A controller with this token.
+    pub async fn controller_with(&self, secret: &str, name: &str) -> Controller {
+        let token = Token::text(secret).expect("a token");
+        let target = Target::data_dir(self.data_dir()).with_token(token);
+        let client = Client::connect(target).await.expect("the token lets it in");
+        self.controller.of_tenant(client, name)
     }
 
     /// The URL of the database; none for SQLite.

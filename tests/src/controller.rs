@@ -44,6 +44,13 @@ impl Controller {
         Self { client: None, homes, scratch: scratch.to_owned() }
     }
 
+    /// The same directories, seen by another client; its files go to a directory of this name.
+    pub fn of_tenant(&self, client: Client, name: &str) -> Self {
+        let scratch = self.scratch.join(name);
+        std::fs::create_dir(&scratch).expect("names of a test differ");
+        Self { client: Some(client), homes: self.homes.clone(), scratch }
+    }
+
     /// Asks this one from now on.
     pub(crate) fn attach(&mut self, client: Client) {
         self.client = Some(client);

@@ -19,6 +19,7 @@ pub mod controller;
 pub mod database;
 pub mod fault;
 pub mod guard;
+pub mod keyholder;
 pub mod machines;
 pub mod postgres;
 pub mod previous;

@@ -5,10 +5,10 @@ use dormouse_proto::{
     call::{Caller, InstanceProtocol, Protocol, Pushes},
     endpoint::{self, ConnectError},
     instance::{
-        self as wire, Checkpoint, ClientFrame, Completed, CustomEvent, Failed, Failure, Hello, InstanceEvent,
-        ListCheckpoints, OperationName, Payload, PollSignals, Progress, RegisterInstance, Registered,
-        Suspend, Wait, checkpoint::Value, client_frame::Operation, instance_event::Event,
-        server_frame::Outcome, stored_checkpoint,
+        self as wire, Checkpoint, ClientFrame, Completed, CustomEvent, Failed, Failure, GetCheckpoint,
+        GetInstanceStatus, Heartbeat, Hello, InstanceEvent, ListCheckpoints, OperationName, Payload,
+        PollSignals, Progress, RegisterInstance, Registered, SignalAck, Suspend, Wait, checkpoint::Value,
+        client_frame::Operation, instance_event::Event, server_frame::Outcome, stored_checkpoint,
     },
     launch::LaunchDocument,
 };
@@ -93,6 +93,49 @@ pub fn registration(document: &LaunchDocument) -> Operation {
         instance_id: document.instance_id.clone(),
         attempt: document.attempt,
     })
+}
+
+/// A sign of life, which is not answered to who is registered.
+pub fn heartbeat() -> Operation {
+    event(Event::Heartbeat(Heartbeat {}))
+}
+
+/// One of every operation but Hello, the registration of `document` among them. It is exhaustive:
+/// an operation that is added must be added here.
+pub fn every_operation(document: &LaunchDocument) -> Vec<Operation> {
+    let name = || Some(OperationName { name: "x".to_owned(), key: String::new(), slot: 0 });
+    let all = vec![
+        registration(document),
+        save("x", b"forged"),
+        take("x", "go"),
+        feel_cancel("x"),
+        due_in("x", 1),
+        Operation::GetCheckpoint(GetCheckpoint { operation: name() }),
+        Operation::ListCheckpoints(ListCheckpoints { cursor: 0 }),
+        suspend_for("go"),
+        progress(1),
+        custom("forged"),
+        complete(b"forged"),
+        fail("FORGED"),
+        Operation::GetStatus(GetInstanceStatus {}),
+        poll(),
+        Operation::SignalAck(SignalAck { number: 1 }),
+    ];
+    for operation in &all {
+        match operation {
+            Operation::Hello(_) => panic!("a hello is no request"),
+            Operation::Register(_)
+            | Operation::Checkpoint(_)
+            | Operation::GetCheckpoint(_)
+            | Operation::ListCheckpoints(_)
+            | Operation::Suspend(_)
+            | Operation::Event(_)
+            | Operation::GetStatus(_)
+            | Operation::PollSignals(_)
+            | Operation::SignalAck(_) => {}
+        }
+    }
+    all
 }
 
 /// Saves raw bytes under a name.
@@ -185,5 +228,28 @@ pub fn stored(answer: Outcome) -> Stored {
         Some(None) if !answer.existed => Stored::Sent,
         Some(Some(stored_checkpoint::Value::Payload(payload))) => Stored::Bytes(payload.data),
         Some(other) => panic!("stored is {other:?}"),
+    }
+}
+
+/// How many operations a protocol's definition has.
+#[cfg(test)]
+pub(crate) fn operations(proto: &str) -> usize {
+    let (_, rest) = proto.split_once("oneof operation {").expect("the frame of a client");
+    let (block, _) = rest.split_once('}').expect("it ends");
+    block.lines().filter(|line| line.contains(" = ") && !line.trim_start().starts_with("//")).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashSet, mem::discriminant};
+
+    use super::*;
+
+    #[test]
+    fn every_operation_is_among_them() {
+        let all = every_operation(&LaunchDocument::default());
+        let kinds: HashSet<_> = all.iter().map(discriminant).collect();
+        let proto = include_str!("../../proto/proto/instance.proto");
+        assert_eq!(kinds.len() + 1, operations(proto), "all but hello");
     }
 }

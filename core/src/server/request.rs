@@ -47,9 +47,15 @@ pub(super) enum Error {
     /// The operation is of a newer release.
     #[error("this release of core does not know the operation; upgrade core")]
     Unknown,
-    /// A request came before the registration.
-    #[error("the connection has not registered; send RegisterInstance first")]
+    /// A request came before the registration: nobody knows whose it is.
+    #[error("the connection has not registered; send RegisterInstance with the launch document's token first")]
     NotRegistered,
+    /// What was sent cannot be a token at all.
+    #[error("register.token is {len} bytes long; send the 32 bytes of the launch document")]
+    NoToken {
+        /// Its bytes.
+        len: usize,
+    },
     /// A second registration.
     #[error("the connection has registered already; open another connection to register again")]
     Registered,
@@ -71,8 +77,8 @@ impl Coded for Error {
             Self::Missing { .. } | Self::Invalid { .. } | Self::Parse(_) => Code::InvalidArgument,
             Self::Store(error) => error.code(),
             Self::Unknown => Code::Unimplemented,
-            Self::NotRegistered | Self::Registered => Code::FailedPrecondition,
-            Self::OtherAttempt { .. } => Code::Unauthenticated,
+            Self::Registered => Code::FailedPrecondition,
+            Self::NotRegistered | Self::NoToken { .. } | Self::OtherAttempt { .. } => Code::Unauthenticated,
         }
     }
 

@@ -25,11 +25,7 @@ pub(super) fn present<T>(field: &'static str, value: Option<T>) -> Result<T, Err
 }
 
 pub(super) fn token(bytes: &[u8]) -> Result<AttemptToken, Error> {
-    let token: [u8; 32] = bytes.try_into().map_err(|_| Error::Invalid {
-        field: "register.token",
-        value: format!("{} bytes long", bytes.len()),
-        remedy: "send the 32 bytes of the launch document",
-    })?;
+    let token = bytes.try_into().map_err(|_| Error::NoToken { len: bytes.len() })?;
     Ok(AttemptToken(token))
 }
 

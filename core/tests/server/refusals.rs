@@ -28,7 +28,7 @@ async fn who_has_no_token_of_ours_is_not_let_in(db: TestDb) {
     let right = claim.token.0.to_vec();
     for (operation, code, says) in [
         (said(vec![7; 32], "a", 1), "UNAUTHENTICATED", "token is not known"),
-        (said(Vec::new(), "a", 1), "INVALID_ARGUMENT", "register.token is 0 bytes long"),
+        (said(Vec::new(), "a", 1), "UNAUTHENTICATED", "register.token is 0 bytes long"),
         (said(right.clone(), "b", 1), "UNAUTHENTICATED", "attempt 1 of instance \"b\""),
         (said(right, "a", 2), "UNAUTHENTICATED", "attempt 2 of instance \"a\""),
     ] {
@@ -45,7 +45,7 @@ async fn nothing_is_answered_before_the_registration_or_twice(db: TestDb) {
     let core = Core::new(db);
     let claim = core.claimed("a").await;
     let client = core.connect().await;
-    assert_eq!(client.refused(Operation::Checkpoint(step("early", "1"))).await.code, "FAILED_PRECONDITION");
+    assert_eq!(client.refused(Operation::Checkpoint(step("early", "1"))).await.code, "UNAUTHENTICATED");
     assert_eq!(client.refused_frame(ClientFrame::default()).await.code, "UNIMPLEMENTED");
     client.register(&claim).await;
     assert_eq!(client.refused(register(&claim)).await.code, "FAILED_PRECONDITION");

@@ -28,6 +28,8 @@ fn main() -> io::Result<()> {
         // The launcher died: nobody knows this process.
         return Ok(());
     }
+    // Output that tells one from another.
+    println!("{}", folder.display());
     let draft = folder.join(format!("{}.draft", document.attempt));
     fs::write(&draft, &bytes)?;
     fs::rename(draft, folder.join(format!("{}.document", document.attempt)))?;

@@ -18,6 +18,7 @@ macro_rules! on_both {
 mod backup;
 mod command;
 mod configuration;
+mod credentials;
 mod hostile_frames;
 mod images;
 mod invariant_1;
