@@ -1,6 +1,6 @@
 //! `new`: a Cargo project with one workflow, its test, and the settings that launch fastest.
 //!
-//! The files stand in `new/project`, as they are but for `{name}`, `{sdk}` and `{target}`. Nothing
+//! The files stand in `new/project`, as they are but for `@NAME@`, `@SDK@` and `@TARGET@`. Nothing
 //! that exists is overwritten, and a project that cannot be written whole is removed again.
 
 use std::{
@@ -174,7 +174,7 @@ fn make(folder: &Path, name: &str, sdk: &str, target: &str) -> anyhow::Result<()
         Err(error) => return Err(error).with_context(|| format!("{} cannot be made", folder.display())),
     }
     let written = FILES.iter().try_for_each(|(path, text)| {
-        let text = text.replace("{name}", name).replace("{sdk}", sdk).replace("{target}", target);
+        let text = text.replace("@NAME@", name).replace("@SDK@", sdk).replace("@TARGET@", target);
         write(&folder.join(path), &text).with_context(|| format!("{path} cannot be written"))
     });
     if written.is_err()
@@ -217,7 +217,7 @@ mod tests {
         assert!(manifest.contains("name = \"p\"") && manifest.contains("dormouse-sdk = { git = \"g\" }"));
         for (path, _) in FILES {
             let text = fs::read_to_string(folder.join(path)).expect("written");
-            assert!(!["{name}", "{sdk}", "{target}"].iter().any(|hole| text.contains(hole)), "{path}");
+            assert!(!["@NAME@", "@SDK@", "@TARGET@"].iter().any(|hole| text.contains(hole)), "{path}");
         }
         let error = make(&folder, "p", "other", "t").expect_err("it exists");
         assert_eq!(Exit::of_error(&error), Exit::Usage);
