@@ -64,6 +64,8 @@ pub(super) async fn serve(
     };
     let mut callee = match callee {
         Ok(callee) => callee,
+        // Who only looks whether somebody listens, such as a health check, is no news.
+        Err(error @ CallError::Lost { .. }) => return debug!(%remote, %error, "a peer left before its hello"),
         Err(error) => return info!(%remote, %error, "a connection was refused"),
     };
     let registered = tokio::select! {
@@ -111,8 +113,8 @@ fn admit(
 async fn greet(incoming: quinn::Incoming) -> Result<Callee<InstanceProtocol>, CallError> {
     match timeout(limits::CONNECT_TIMEOUT, incoming).await {
         Ok(Ok(connection)) => Callee::accept(connection).await,
-        Ok(Err(error)) => Err(CallError::Lost { reason: error.to_string() }),
-        Err(_) => Err(CallError::Lost { reason: "its handshake took too long".to_owned() }),
+        Ok(Err(error)) => Err(CallError::Malformed { reason: format!("its handshake failed: {error}") }),
+        Err(_) => Err(CallError::Malformed { reason: "its handshake took too long".to_owned() }),
     }
 }
 

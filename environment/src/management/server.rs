@@ -318,6 +318,10 @@ async fn connection(
     };
     let mut callee = match Callee::<ManagementProtocol>::accept(connection).await {
         Ok(callee) => callee,
+        // Who only looks whether somebody listens, such as a health check, is no news.
+        Err(error @ CallError::Lost { .. }) => {
+            return debug!(%remote, %error, "a client left before its hello");
+        }
         Err(error) => return info!(%remote, %error, "a management client was refused"),
     };
     let (store, tokens) = (&shared.parts.store, &shared.watchers.tokens);
