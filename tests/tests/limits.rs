@@ -79,6 +79,7 @@ fn the_page_says_what_the_code_enforces() {
         ("one frame, from its first byte to its last", time(wire::FRAME_TIMEOUT)),
         ("one answer or push, until it is handed to the connection", time(wire::READ_TIMEOUT)),
         ("an upload without a further byte", time(environment::UPLOAD_PATIENCE)),
+        ("a service that starts waits for PostgreSQL", time(core::DATABASE_PATIENCE)),
         ("longest wait of one long poll", time(environment::LONGEST_POLL)),
     ] {
         assert_eq!(
