@@ -42,3 +42,4 @@ mod signals;
 mod sleeping;
 mod tools;
 mod upgrade;
+mod wakes;
