@@ -115,10 +115,11 @@ pub enum Error {
 impl Coded for Error {
     fn code(&self) -> Code {
         match self {
-            Self::Endpoint(_) => Code::FailedPrecondition,
+            Self::Endpoint(_) | Self::IdentityFile(IdentityFileError::Held { .. }) => {
+                Code::FailedPrecondition
+            }
             Self::Identity(error) => error.code(),
             Self::Advertise(error) => error.code(),
-            Self::IdentityFile(IdentityFileError::Held { .. }) => Code::FailedPrecondition,
             Self::IdentityFile(IdentityFileError::Io { .. }) | Self::StoreClosed => Code::Internal,
             Self::StoreBroken => Code::Unavailable,
         }
