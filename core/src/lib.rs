@@ -4,6 +4,7 @@
 //! - [`domain`]: pure types and transitions. No clock, no IO, no randomness.
 //! - [`store`]: all SQL, over SQLite and PostgreSQL; decides nothing itself.
 //! - [`server`]: the instance protocol on port 8001.
+//! - [`authority`]: the certificates of this machine, held against those of the cluster.
 //! - [`config`]: what the services may be told, in layers. [`logging`]: what they tell.
 //!   [`reload`]: changing both while they run.
 //! - [`readiness`]: tells a service manager that a service is ready.
@@ -13,6 +14,7 @@
 //! This crate never sees a process: launching and supervising is `dormouse-environment`.
 
 pub mod advertise;
+pub mod authority;
 pub mod config;
 pub mod domain;
 pub mod fault;

@@ -23,6 +23,7 @@
 
 mod attempts;
 pub mod check;
+mod authority;
 mod checkpoints;
 mod clock;
 mod commit;
@@ -67,6 +68,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub use attempts::{AttemptRecord, AttemptRef};
+pub use authority::ClusterAuthority;
 pub use checkpoints::{CheckpointPage, Saved};
 pub use clock::{Clock, ManualClock};
 pub use endings::code as failure_code;

@@ -24,6 +24,7 @@ macro_rules! contract {
 }
 
 pub(crate) mod check;
+mod authority;
 mod checkpoints;
 mod claims;
 mod controls;

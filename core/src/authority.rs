@@ -1,0 +1,125 @@
+//! The certificates of this machine, held against the authority of the cluster.
+//!
+//! The first service on a database decides: its authority becomes the cluster's. Every other one must have
+//! certificates of that authority, or it does not start: instances and clients would not trust it, or worse, would
+//! trust somebody else. An SQLite database and the certificates beside it belong to one machine, so certificates that
+//! were deleted there are simply made anew.
+
+use std::path::{Path, PathBuf};
+
+use dormouse_proto::code::{Code, Coded};
+use dormouse_proto::identity::{Authority, IdentityError};
+use dormouse_proto::trust::Fingerprint;
+use tokio::task::spawn_blocking;
+use tracing::warn;
+
+use crate::store::{self, ClusterAuthority, Kind, Store};
+
+/// Why the certificates of this machine cannot be used with this database.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There are none, and the cluster has an authority.
+    #[error(
+        "{} holds no certificates, and this database belongs to the cluster with the authority {cluster}, made on \
+         {host}; run there `dormouse certs issue {here} --out DIR`, copy DIR to this machine, and start with \
+         --certs DIR",
+        dir.display()
+    )]
+    Missing {
+        /// Where they were looked for.
+        dir: PathBuf,
+        /// The cluster's authority.
+        cluster: Fingerprint,
+        /// Where it was made.
+        host: String,
+        /// This machine's name.
+        here: String,
+    },
+    /// They are of another authority.
+    #[error(
+        "the certificates in {} are of the authority {ours}, and this database belongs to the cluster with the \
+         authority {cluster}, made on {host}; if this machine shall join that cluster, run there `dormouse certs issue \
+         {here} --out DIR`, copy DIR to this machine, and start with --certs DIR; else name another database",
+        dir.display()
+    )]
+    Other {
+        /// Where they are.
+        dir: PathBuf,
+        /// Their authority.
+        ours: Fingerprint,
+        /// The cluster's authority.
+        cluster: Fingerprint,
+        /// Where it was made.
+        host: String,
+        /// This machine's name.
+        here: String,
+    },
+    /// The row holds no certificate.
+    #[error("table cluster, column authority_pem: it is no certificate; restore it from a backup")]
+    Unreadable(#[source] dormouse_proto::endpoint::TlsError),
+    /// The files cannot be used.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The database cannot be used.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+impl Coded for Error {
+    fn code(&self) -> Code {
+        match self {
+            Self::Missing { .. } | Self::Other { .. } => Code::FailedPrecondition,
+            Self::Unreadable(_) => Code::Internal,
+            Self::Identity(error) => error.code(),
+            Self::Store(error) => error.code(),
+        }
+    }
+}
+
+/// Opens the certificates in `dir` for a service on `store`, and makes them where that is right: on a new cluster,
+/// and on one machine with SQLite. `here` is this machine's name.
+pub async fn open(dir: &Path, store: &Store, here: &str) -> Result<Authority, Error> {
+    let known = store.authority().await?;
+    let may_create = known.is_none() || store.kind() == Kind::Sqlite;
+    let Some(authority) = read(dir, may_create).await? else {
+        let known = known.expect("without one we make ours");
+        return Err(Error::Missing {
+            dir: dir.to_owned(),
+            cluster: fingerprint(&known)?,
+            host: host(&known),
+            here: here.to_owned(),
+        });
+    };
+    let key_host = if authority.has_key() { here } else { "" };
+    let ours = ClusterAuthority { pem: authority.certificate_pem().to_owned(), host: key_host.to_owned() };
+    let known = store.claim_authority(ours.clone()).await?;
+    let (own, cluster) = (authority.fingerprint()?, fingerprint(&known)?);
+    if own == cluster {
+        return Ok(authority);
+    }
+    if authority.is_new() && store.kind() == Kind::Sqlite && store.replace_authority(&known.pem, ours).await?
+    {
+        warn!(dir = %dir.display(), "the certificates of this database were gone; there are new ones now");
+        return Ok(authority);
+    }
+    // Another service was faster: ours must not be taken for the cluster's later.
+    spawn_blocking(move || authority.discard()).await.expect("deleting two files does not panic")?;
+    let (dir, host) = (dir.to_owned(), host(&known));
+    Err(Error::Other { dir, ours: own, cluster, host, here: here.to_owned() })
+}
+
+async fn read(dir: &Path, may_create: bool) -> Result<Option<Authority>, Error> {
+    let dir = dir.to_owned();
+    let read = spawn_blocking(move || {
+        if may_create { Authority::open_or_create(&dir).map(Some) } else { Authority::open(&dir) }
+    });
+    Ok(read.await.expect("reading certificates does not panic")?)
+}
+
+fn fingerprint(known: &ClusterAuthority) -> Result<Fingerprint, Error> {
+    Fingerprint::of_pem(&known.pem).map_err(Error::Unreadable)
+}
+
+fn host(known: &ClusterAuthority) -> String {
+    if known.host.is_empty() { "a machine that it does not name".to_owned() } else { known.host.clone() }
+}
