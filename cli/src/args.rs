@@ -65,6 +65,15 @@ impl Global {
         Ok(std::path::absolute(dir)?)
     }
 
+    /// The folder of this machine's certificates.
+    #[expect(clippy::disallowed_methods, reason = "as the services read it, for the commands beside them")]
+    pub(crate) fn certs(&self) -> anyhow::Result<PathBuf> {
+        match std::env::var_os("DORMOUSE_CERTS").filter(|dir| !dir.is_empty()) {
+            Some(dir) => Ok(std::path::absolute(dir)?),
+            None => Ok(self.directory()?.join("pki")),
+        }
+    }
+
     /// Where a client connects to, whom it trusts, and who it is there.
     pub(crate) fn target(&self) -> anyhow::Result<Target> {
         let named = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
@@ -72,7 +81,7 @@ impl Global {
             Some(path) => Token::File(path.clone()),
             None => Token::from_environment()?,
         };
-        let mut target = Target::data_dir(self.directory()?).with_token(token);
+        let mut target = Target::data_dir(self.directory()?).with_token(token).with_certs(self.certs()?);
         if let Some(server) = named(&self.server) {
             target = target.with_server(server);
         }

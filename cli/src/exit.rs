@@ -2,7 +2,7 @@
 
 use std::{error::Error as StdError, fmt, process::ExitCode};
 
-use dormouse_core::{config, server, store};
+use dormouse_core::{authority, config, server, store};
 use dormouse_environment::{node::DirectoryError, service};
 use dormouse_management_sdk::{Code, Error as ClientError, Instance, Status};
 use dormouse_proto::{code::Coded, identity::IdentityError};
@@ -119,6 +119,7 @@ fn service_code(cause: &(dyn StdError + 'static)) -> Option<Code> {
         cause.downcast_ref::<E>().map(Coded::code)
     }
     of::<DirectoryError>(cause)
+        .or_else(|| of::<authority::Error>(cause))
         .or_else(|| of::<IdentityError>(cause))
         .or_else(|| of::<store::Error>(cause))
         .or_else(|| of::<server::Error>(cause))

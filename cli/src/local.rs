@@ -1,6 +1,6 @@
 //! Both services in this process, on one data directory: what `run` and `up` are made of.
 //!
-//! The order of the start: the directory's lock, the certificates, the store, core, and then the
+//! The order of the start: the directory's lock, the store, the certificates, core, and then the
 //! environment, which adopts what still runs and only then launches. The end is the other way
 //! round, so that a process can store its last words while it is being ended.
 
@@ -8,9 +8,10 @@ use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::Context as _;
 use dormouse_core::{
+    authority,
     config::Settings,
     limits::DATABASE_PATIENCE,
-    server::Server,
+    server::{Server, host_name},
     store::{self, Store},
 };
 use dormouse_environment::{
@@ -27,6 +28,7 @@ pub(crate) struct Local {
     core: Server,
     service: Service,
     store: Store,
+    authority: Arc<Authority>,
 }
 
 impl Local {
@@ -39,20 +41,20 @@ impl Local {
             Err(DirectoryError::Held { .. }) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let pki = directory.path().join("pki");
-        let authority = tokio::task::spawn_blocking(move || Authority::open_or_create(&pki)).await??;
-        let authority = Arc::new(authority);
         let store = Store::open(store::Options {
             patience: DATABASE_PATIENCE,
             ..settings.store_options(directory.path())
         })
         .await?;
+        let certs = settings.certs(directory.path())?;
+        let authority = Arc::new(authority::open(&certs, &store, &host_name()).await?);
         let core_options = settings.server_options(directory.path(), Arc::clone(&authority));
         let core = Server::bind(core_options, store.clone())?;
         let beside = Core::Listed(Box::new(Core::At(vec![core.handle().address().to_string()])));
         let service_options = options(&settings, beside, std::env::vars_os().collect());
-        let service = Service::open(directory, store.clone(), authority, service_options).await?;
-        Ok(Some(Self { core, service, store }))
+        let service =
+            Service::open(directory, store.clone(), Arc::clone(&authority), service_options).await?;
+        Ok(Some(Self { core, service, store, authority }))
     }
 
     /// Where core listens.
@@ -70,6 +72,11 @@ impl Local {
         self.store.kind().as_str()
     }
 
+    /// To have new certificates looked at.
+    pub(crate) fn authority(&self) -> Arc<Authority> {
+        Arc::clone(&self.authority)
+    }
+
     /// To end processes together with the services.
     pub(crate) fn handle(&self) -> Handle {
         self.service.handle()
@@ -78,7 +85,7 @@ impl Local {
     /// Runs both until `shutdown`, or until processes are to be ended, or until one of them
     /// cannot go on.
     pub(crate) async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let Self { core, service, store } = self;
+        let Self { core, service, store, authority: _ } = self;
         let core_may_end = CancellationToken::new();
         let environment = async {
             let ended = service.run(shutdown.clone()).await;

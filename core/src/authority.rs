@@ -31,9 +31,9 @@ pub enum Error {
         /// The cluster's authority.
         cluster: Fingerprint,
         /// Where it was made.
-        host: String,
+        host: Box<str>,
         /// This machine's name.
-        here: String,
+        here: Box<str>,
     },
     /// They are of another authority.
     #[error(
@@ -50,9 +50,9 @@ pub enum Error {
         /// The cluster's authority.
         cluster: Fingerprint,
         /// Where it was made.
-        host: String,
+        host: Box<str>,
         /// This machine's name.
-        here: String,
+        here: Box<str>,
     },
     /// The row holds no certificate.
     #[error("table cluster, column authority_pem: it is no certificate; restore it from a backup")]
@@ -87,7 +87,7 @@ pub async fn open(dir: &Path, store: &Store, here: &str) -> Result<Authority, Er
             dir: dir.to_owned(),
             cluster: fingerprint(&known)?,
             host: host(&known),
-            here: here.to_owned(),
+            here: here.into(),
         });
     };
     let key_host = if authority.has_key() { here } else { "" };
@@ -105,7 +105,7 @@ pub async fn open(dir: &Path, store: &Store, here: &str) -> Result<Authority, Er
     // Another service was faster: ours must not be taken for the cluster's later.
     spawn_blocking(move || authority.discard()).await.expect("deleting two files does not panic")?;
     let (dir, host) = (dir.to_owned(), host(&known));
-    Err(Error::Other { dir, ours: own, cluster, host, here: here.to_owned() })
+    Err(Error::Other { dir, ours: own, cluster, host, here: here.into() })
 }
 
 async fn read(dir: &Path, may_create: bool) -> Result<Option<Authority>, Error> {
@@ -120,6 +120,6 @@ fn fingerprint(known: &ClusterAuthority) -> Result<Fingerprint, Error> {
     Fingerprint::of_pem(&known.pem).map_err(Error::Unreadable)
 }
 
-fn host(known: &ClusterAuthority) -> String {
-    if known.host.is_empty() { "a machine that it does not name".to_owned() } else { known.host.clone() }
+fn host(known: &ClusterAuthority) -> Box<str> {
+    if known.host.is_empty() { "a machine that it does not name".into() } else { known.host.as_str().into() }
 }

@@ -17,17 +17,18 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
+use dormouse_core::authority;
 use dormouse_core::config::{self, CoreAlone, Flags, Settings, Sources};
 use dormouse_core::limits::DATABASE_PATIENCE;
 use dormouse_core::logging::{Colour, Logging};
 use dormouse_core::readiness;
 use dormouse_core::reload::Reload;
-use dormouse_core::server::{self, Server};
+use dormouse_core::server::{self, Server, host_name};
 use dormouse_core::store::{self, Kind, Store};
 use dormouse_proto::code::{Code, Coded};
 use dormouse_proto::identity::Authority;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -84,13 +85,15 @@ async fn run(sources: Sources, settings: Settings, logging: Logging) -> anyhow::
     let dir = prepare(&settings.data_dir()?)?;
     let store =
         Store::open(store::Options { patience: DATABASE_PATIENCE, ..settings.store_options(&dir) }).await?;
-    let server = bind(&dir, &settings, &store).await?;
+    let authority = authority::open(&settings.certs(&dir)?, &store, &host_name()).await?;
+    let authority = Arc::new(authority);
+    let server = bind(&dir, &settings, &store, &authority)?;
     readiness::ready();
 
     let shutdown = CancellationToken::new();
     let mut services = JoinSet::new();
     services.spawn(server.run(shutdown.clone()));
-    let reloading = reload.run(async || {});
+    let reloading = reload.run(async || authority.look_again());
     tokio::pin!(reloading);
     let mut stopping = false;
     let outcome = loop {
@@ -123,10 +126,13 @@ async fn stop(terminate: &mut Signal, interrupt: &mut Signal) {
     }
 }
 
-async fn bind(dir: &Path, settings: &Settings, store: &Store) -> anyhow::Result<Server> {
-    let pki = dir.join("pki");
-    let authority = spawn_blocking(move || Authority::open_or_create(&pki)).await??;
-    let mut options = settings.server_options(dir, Arc::new(authority));
+fn bind(
+    dir: &Path,
+    settings: &Settings,
+    store: &Store,
+    authority: &Arc<Authority>,
+) -> anyhow::Result<Server> {
+    let mut options = settings.server_options(dir, Arc::clone(authority));
     if store.kind() == Kind::Sqlite {
         options.poll = POLL_SQLITE;
     }
@@ -151,7 +157,7 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
     } else if let Some(error) = error.downcast_ref::<server::Error>() {
         Some(error.code())
     } else {
-        error.downcast_ref::<dormouse_proto::identity::IdentityError>().map(Coded::code)
+        error.downcast_ref::<authority::Error>().map(Coded::code)
     };
     match code {
         None | Some(Code::Internal) => ExitCode::FAILURE,

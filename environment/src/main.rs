@@ -6,6 +6,7 @@ use std::{process::ExitCode, sync::Arc};
 use anyhow::Context;
 use clap::Parser;
 use dormouse_core::{
+    authority,
     config::{self, EnvironmentAlone, Flags, Settings, Sources},
     limits::DATABASE_PATIENCE,
     logging::{Colour, Logging},
@@ -15,13 +16,10 @@ use dormouse_core::{
 };
 use dormouse_environment::{
     config::options,
-    node::{DataDirectory, DirectoryError},
+    node::{DataDirectory, DirectoryError, host_name},
     service::{self, Core, Service},
 };
-use dormouse_proto::{
-    code::{Code, Coded},
-    identity::{Authority, IdentityError},
-};
+use dormouse_proto::code::{Code, Coded};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -88,7 +86,7 @@ fn exit_code(error: &anyhow::Error) -> ExitCode {
     } else if let Some(error) = error.downcast_ref::<service::Error>() {
         Some(error.code())
     } else {
-        error.downcast_ref::<IdentityError>().map(Coded::code)
+        error.downcast_ref::<authority::Error>().map(Coded::code)
     };
     match code {
         None | Some(Code::Internal) => ExitCode::FAILURE,
@@ -100,24 +98,21 @@ async fn run(sources: Sources, settings: Settings, logging: Logging) -> anyhow::
     let shutdown = stop_signals()?;
     let reload = Reload::catch(sources, settings.clone(), logging).context("signals cannot be caught")?;
     let data_dir = settings.data_dir()?;
-    let (directory, authority) = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
-        let directory = DataDirectory::lock(&data_dir)?;
-        let authority = Authority::open_or_create(&directory.path().join("pki"))?;
-        Ok((directory, Arc::new(authority)))
-    })
-    .await??;
-    let store = Store::open(store::Options {
+    let directory = tokio::task::spawn_blocking(move || DataDirectory::lock(&data_dir)).await??;
+    let store = Store::open(dormouse_core::store::Options {
         patience: DATABASE_PATIENCE,
         ..settings.store_options(directory.path())
     })
     .await?;
+    let certs = settings.certs(directory.path())?;
+    let authority = Arc::new(authority::open(&certs, &store, &host_name()).await?);
     let core = Core::Listed(Box::new(Core::File(directory.path().join("core.address"))));
     let options = options(&settings, core, std::env::vars_os().collect());
-    let service = Service::open(directory, store.clone(), authority, options).await?;
+    let service = Service::open(directory, store.clone(), Arc::clone(&authority), options).await?;
     info!(address = %service.address(), "the environment is ready");
     readiness::ready();
     let reloading = async {
-        reload.run(async || {}).await;
+        reload.run(async || authority.look_again()).await;
         shutdown.cancel();
         std::future::pending::<std::convert::Infallible>().await
     };

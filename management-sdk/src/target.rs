@@ -18,6 +18,7 @@ use crate::{Error, token::Token};
 pub struct Target {
     server: Option<String>,
     data_dir: PathBuf,
+    certs: Option<PathBuf>,
     authority: Authority,
     token: Token,
 }
@@ -50,7 +51,8 @@ impl Target {
     /// The services of this data directory, as its administrator.
     #[must_use]
     pub fn data_dir(path: impl Into<PathBuf>) -> Self {
-        Self { server: None, data_dir: path.into(), authority: Authority::OfDirectory, token: Token::None }
+        let (server, certs) = (None, None);
+        Self { server, data_dir: path.into(), certs, authority: Authority::OfDirectory, token: Token::None }
     }
 
     /// The services at `host:port`, with the certificates in the data directory's `pki/` for all that is
@@ -58,6 +60,13 @@ impl Target {
     #[must_use]
     pub fn with_server(mut self, address: impl Into<String>) -> Self {
         self.server = Some(address.into());
+        self
+    }
+
+    /// With the certificates in this folder instead of the data directory's `pki/`.
+    #[must_use]
+    pub fn with_certs(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.certs = Some(dir.into());
         self
     }
 
@@ -75,10 +84,13 @@ impl Target {
         self
     }
 
-    /// `DORMOUSE_SERVER`, `DORMOUSE_CA`, `DORMOUSE_TOKEN` or `DORMOUSE_TOKEN_FILE`, and `DORMOUSE_DATA_DIR`, each
-    /// with its default.
+    /// `DORMOUSE_SERVER`, `DORMOUSE_CA`, `DORMOUSE_TOKEN` or `DORMOUSE_TOKEN_FILE`, `DORMOUSE_DATA_DIR`, and
+    /// `DORMOUSE_CERTS`, each with its default.
     pub fn from_environment() -> Result<Self, Error> {
         let mut target = Self::data_dir(default_data_dir()?).with_token(Token::from_environment()?);
+        if let Some(certs) = variable("DORMOUSE_CERTS") {
+            target = target.with_certs(certs);
+        }
         if let Some(server) = text_variable("DORMOUSE_SERVER", "text such as 127.0.0.1:8002")? {
             target = target.with_server(server);
         }
@@ -109,7 +121,7 @@ impl Target {
     /// The folder of the certificates.
     #[must_use]
     pub fn pki(&self) -> PathBuf {
-        self.data_dir.join("pki")
+        self.certs.clone().unwrap_or_else(|| self.data_dir.join("pki"))
     }
 
     /// `host:port` to connect to, read anew each time.

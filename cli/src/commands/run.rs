@@ -87,15 +87,16 @@ impl Host {
             return Ok(Self { client: ctx.client().await?, ours: None });
         }
         let data_dir = settings.data_dir()?;
+        let target = Target::data_dir(&data_dir).with_certs(settings.certs(&data_dir)?);
         let Some(local) = Local::open(settings).await? else {
             say(&format!("services run in {} already: using them", data_dir.display()));
-            let client = Client::connect_with(Target::data_dir(data_dir), client_options()).await?;
+            let client = Client::connect_with(target, client_options()).await?;
             return Ok(Self { client, ours: None });
         };
         let handle = local.handle();
         let mut tasks = JoinSet::new();
         tasks.spawn(local.run(CancellationToken::new()));
-        let client = Client::connect_with(Target::data_dir(data_dir), client_options()).await?;
+        let client = Client::connect_with(target, client_options()).await?;
         Ok(Self { client, ours: Some(Ours { handle, tasks }) })
     }
 

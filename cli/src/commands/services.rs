@@ -59,8 +59,9 @@ pub(crate) async fn up(ctx: &Ctx, args: Up) -> anyhow::Result<Exit> {
     readiness::ready();
     let shutdown = CancellationToken::new();
     let mut services = JoinSet::new();
+    let authority = local.authority();
     services.spawn(local.run(shutdown.clone()));
-    let reloading = reload.run(async || {});
+    let reloading = reload.run(async || authority.look_again());
     tokio::pin!(reloading);
     let mut asked = None;
     loop {

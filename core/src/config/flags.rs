@@ -113,8 +113,9 @@ fn argument<P: Program>(key: &'static Key) -> Option<Arg> {
 
 /// Limits fill pages: `--help` shows them, `-h` does not.
 fn is_rare(key: &Key) -> bool {
-    const USUAL: [&str; 9] = [
+    const USUAL: [&str; 10] = [
         "data_dir",
+        "certs",
         "database",
         "database_file",
         "core_listen",

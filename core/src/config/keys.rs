@@ -175,6 +175,12 @@ keys! {
         flag: "data-dir", variables: &["DORMOUSE_DATA_DIR"], value: "DIR",
         absent: "/var/lib/dormouse for root, else ~/.local/share/dormouse",
     }
+    /// The folder of this machine's certificates: where the cluster's authority was made the folder that holds its
+    /// key, elsewhere one that `dormouse certs issue` made there.
+    certs: Option<PathBuf> {
+        flag: "certs", variables: &["DORMOUSE_CERTS"], value: "DIR",
+        absent: "pki in data_dir",
+    }
     /// Where the rows are: postgres://USER@HOST/NAME of a cluster, or a path of an SQLite file. It may hold a
     /// password, so prefer database_file.
     database: Option<DatabaseUrl> {

@@ -130,6 +130,14 @@ impl Settings {
         std::path::absolute(dir).map_err(|_| Error::NoDataDir)
     }
 
+    /// Where this machine's certificates are; without a setting in the data directory.
+    pub fn certs(&self, data_dir: &Path) -> Result<PathBuf, Error> {
+        match &self.values.certs {
+            Some(dir) => std::path::absolute(dir).map_err(|_| Error::NoDataDir),
+            None => Ok(data_dir.join("pki")),
+        }
+    }
+
     /// Who said the value of a key.
     pub fn origin(&self, key: &Key) -> &Origin {
         &self.origins[key.name]

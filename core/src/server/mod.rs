@@ -25,10 +25,11 @@ use std::time::Duration;
 use dormouse_proto::call::{Allowance, Groups, InFlight, InstanceProtocol};
 use dormouse_proto::code::{Code, Coded};
 use dormouse_proto::door::{Door, Places};
-use dormouse_proto::endpoint::{self, ServerError, Transport};
+use dormouse_proto::endpoint::{self, ServerError, TlsError, Transport};
+use dormouse_proto::identity::renewal::Renewal;
 use dormouse_proto::identity::{Authority, IdentityError, Role};
-use tokio::task::{JoinSet, spawn_blocking};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
@@ -42,9 +43,6 @@ use crate::advertise::{AdvertiseError, advertised};
 use crate::config::HostPort;
 use crate::limits::{self, LEAVE_WITHIN};
 use crate::store::Store;
-
-/// How often the certificate is looked at.
-const LOOK_AT_CERTIFICATE: Duration = Duration::from_hours(24);
 
 /// How the server runs.
 #[derive(Clone, Debug)]
@@ -129,7 +127,7 @@ impl Coded for Error {
 /// The instance server, bound and not yet running.
 #[derive(Debug)]
 pub struct Server {
-    options: Options,
+    renewal: Renewal,
     endpoint: quinn::Endpoint,
     address: SocketAddr,
     door: Door,
@@ -189,7 +187,8 @@ impl Server {
             tenants: Arc::new(Groups::new(options.places.connections, options.of_tenant)),
         };
         let door = Door::new(options.places.clone());
-        Ok(Self { options, endpoint, address, door, presence, shared })
+        let renewal = Renewal::new(options.authority, Role::Core, &identity);
+        Ok(Self { renewal, endpoint, address, door, presence, shared })
     }
 
     /// To look at the server while it runs.
@@ -202,14 +201,18 @@ impl Server {
     /// requests in flight have their answers, tells every process to connect elsewhere, and leaves the list.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
         info!(address = %self.address, "core listens for instances");
-        let Self { options, endpoint, address: _, door, presence, shared } = self;
-        let listener = Listener { options, endpoint, door, shared };
+        let Self { renewal, endpoint, address: _, door, presence, shared } = self;
+        let renewing = renewal.run(follow(endpoint.clone()));
+        let listener = Listener { endpoint, door, shared };
         let (hand_over, drained) = (CancellationToken::new(), CancellationToken::new());
         // A server that cannot go on leaves in order all the same.
         let over = shutdown.child_token();
         let present = presence.keep(over.clone(), hand_over.clone(), drained.clone());
         let serve = async {
-            let outcome = listener.serve(&hand_over).await;
+            let outcome = tokio::select! {
+                outcome = listener.serve(&hand_over) => outcome,
+                never = renewing => match never {},
+            };
             over.cancel();
             drained.cancel();
             outcome
@@ -220,9 +223,17 @@ impl Server {
     }
 }
 
+/// Takes a new certificate. Connections that exist keep theirs.
+fn follow(endpoint: quinn::Endpoint) -> impl FnMut(&endpoint::Identity) -> Result<(), TlsError> {
+    move |identity| {
+        let config = endpoint::server_config::<InstanceProtocol>(identity, None, &Transport::default())?;
+        endpoint.set_server_config(Some(config));
+        Ok(())
+    }
+}
+
 /// The server while it runs.
 struct Listener {
-    options: Options,
     endpoint: quinn::Endpoint,
     door: Door,
     shared: Shared,
@@ -247,9 +258,6 @@ impl Listener {
     async fn accept(&self, connections: &mut JoinSet<()>, shutdown: &CancellationToken) -> Result<(), Error> {
         let listening = self.shared.sessions.listen(self.shared.store.notices());
         tokio::pin!(listening);
-        let mut look = interval(LOOK_AT_CERTIFICATE);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        look.tick().await; // the first one is now, and the certificate was just looked at
         loop {
             tokio::select! {
                 biased;
@@ -261,7 +269,6 @@ impl Listener {
                     Some(incoming) => self.admit(incoming, connections, shutdown),
                     None => return Ok(()),
                 },
-                _ = look.tick() => self.renew().await,
             }
         }
     }
@@ -283,25 +290,6 @@ impl Listener {
     fn admit(&self, incoming: quinn::Incoming, connections: &mut JoinSet<()>, shutdown: &CancellationToken) {
         if let Some((incoming, place)) = self.door.admit(incoming) {
             connections.spawn(session::serve(self.shared.clone(), incoming, place, shutdown.clone()));
-        }
-    }
-
-    /// Takes a new certificate before the old one expires. Connections that exist keep theirs.
-    async fn renew(&self) {
-        let authority = Arc::clone(&self.options.authority);
-        let renewed = spawn_blocking(move || authority.identity(Role::Core)).await;
-        let config = match renewed {
-            Ok(Ok(identity)) => {
-                endpoint::server_config::<InstanceProtocol>(&identity, None, &Transport::default())
-            }
-            Ok(Err(error)) => {
-                return error!(%error, "the certificate was not renewed; looking again tomorrow");
-            }
-            Err(error) => return error!(%error, "renewing the certificate panicked"),
-        };
-        match config {
-            Ok(config) => self.endpoint.set_server_config(Some(config)),
-            Err(error) => error!(%error, "the renewed certificate is not usable"),
         }
     }
 }

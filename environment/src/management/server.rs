@@ -19,8 +19,8 @@ use dormouse_proto::{
     },
     code::{Code, Coded},
     door::{Door, Place, Places},
-    endpoint::{self, ServerError, Transport},
-    identity::{Authority, IdentityError, Role},
+    endpoint::{self, ServerError, TlsError, Transport},
+    identity::{Authority, IdentityError, Role, renewal::Renewal},
     limits::CONNECT_TIMEOUT,
     management::{ClientFrame, client_frame::Operation, server_frame::Outcome},
 };
@@ -31,7 +31,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument as _, debug, error, info, warn};
+use tracing::{Instrument as _, debug, info, warn};
 
 use super::{
     credential::{Credential, authenticate},
@@ -44,9 +44,6 @@ use crate::{
     images::Images,
     limits::{self, LEAVE_WITHIN},
 };
-
-/// How often the certificates are looked at.
-const LOOK_AT_CERTIFICATE: Duration = Duration::from_hours(24);
 
 /// How the server behaves.
 #[derive(Clone, Debug)]
@@ -145,6 +142,7 @@ impl Coded for Error {
 #[derive(Debug)]
 pub struct Server {
     options: Options,
+    renewal: Renewal,
     endpoint: quinn::Endpoint,
     address: SocketAddr,
 }
@@ -205,8 +203,10 @@ impl Server {
     /// for some milliseconds.
     pub fn bind(options: Options) -> Result<Self, Error> {
         let identity = options.authority.identity(Role::Environment)?;
-        // What clients of this machine prove themselves by.
-        options.authority.identity(Role::Administrator)?;
+        if options.authority.has_key() {
+            // What clients of this machine prove themselves by; elsewhere one may have been issued, or none.
+            options.authority.identity(Role::Administrator)?;
+        }
         let endpoint = endpoint::server_endpoint_remembered::<ManagementProtocol>(
             options.listen,
             &options.address_file,
@@ -215,7 +215,9 @@ impl Server {
         )?;
         let address =
             endpoint.local_addr().map_err(|source| ServerError::Bind { address: options.listen, source })?;
-        Ok(Self { options, endpoint, address })
+        let renewal = Renewal::new(Arc::clone(&options.authority), Role::Environment, &identity)
+            .beside(Role::Administrator);
+        Ok(Self { options, renewal, endpoint, address })
     }
 
     /// What is bound.
@@ -225,7 +227,8 @@ impl Server {
 
     /// Serves until `shutdown`; then long polls are cut, other requests get their answers.
     pub async fn run(self, parts: Parts, shutdown: CancellationToken) {
-        let Self { options, endpoint, address } = self;
+        let Self { options, renewal, endpoint, address } = self;
+        let renewing = renewal.run(follow(endpoint.clone(), Arc::clone(&options.authority)));
         info!(%address, "the environment listens for controllers");
         let shared = Arc::new(Shared {
             watchers: Watchers::default(),
@@ -240,6 +243,7 @@ impl Server {
         tokio::select! {
             () = serve_all(&shared, &endpoint, &shutdown) => {}
             never = shared.watchers.run(&shared.parts.store) => match never {},
+            never = renewing => match never {},
         }
         endpoint.close(0_u32.into(), b"the service stops");
         // An error: somebody does not acknowledge the farewell; it will notice by its time-out.
@@ -248,41 +252,28 @@ impl Server {
     }
 }
 
-/// Takes new certificates before the old ones expire. Connections that exist keep theirs.
-async fn renew(shared: &Shared, endpoint: &quinn::Endpoint) {
-    let authority = Arc::clone(&shared.options.authority);
-    let renewed = blocking(move || {
-        authority.identity(Role::Administrator)?;
-        authority.identity(Role::Environment)
-    });
-    let Ok(renewed) = renewed.await else { return };
-    let config = renewed.map_err(|error| error.to_string()).and_then(|identity| {
-        let clients = Some(shared.options.authority.certificate_pem());
-        endpoint::server_config::<ManagementProtocol>(&identity, clients, &Transport::default())
-            .map_err(|error| error.to_string())
-    });
-    match config {
-        Ok(config) => endpoint.set_server_config(Some(config)),
-        Err(error) => error!(error, "the certificates were not renewed; looking again tomorrow"),
+/// Takes a new certificate. Connections that exist keep theirs.
+fn follow(
+    endpoint: quinn::Endpoint,
+    authority: Arc<Authority>,
+) -> impl FnMut(&endpoint::Identity) -> Result<(), TlsError> {
+    move |identity| {
+        let clients = Some(authority.certificate_pem());
+        let config = endpoint::server_config::<ManagementProtocol>(identity, clients, &Transport::default())?;
+        endpoint.set_server_config(Some(config));
+        Ok(())
     }
 }
 
 async fn serve_all(shared: &Arc<Shared>, endpoint: &quinn::Endpoint, shutdown: &CancellationToken) {
     let mut connections = JoinSet::new();
     let door = Door::new(shared.options.places.clone());
-    let mut look = interval(LOOK_AT_CERTIFICATE);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    look.tick().await; // the first one is now, and the certificates were just looked at
     loop {
         let incoming = tokio::select! {
             biased;
             () = shutdown.cancelled() => break,
             Some(ended) = connections.join_next() => {
                 report(ended);
-                continue;
-            }
-            _ = look.tick() => {
-                renew(shared, endpoint).await;
                 continue;
             }
             incoming = endpoint.accept() => incoming,

@@ -35,13 +35,14 @@ pub struct Renewal {
 
 impl Renewal {
     /// For a server that serves with `in_use` now.
-    pub fn new(authority: &Arc<Authority>, role: Role, in_use: &Identity) -> Self {
+    pub fn new(authority: Arc<Authority>, role: Role, in_use: &Identity) -> Self {
+        let nudges = authority.looks.subscribe();
         Self {
-            authority: Arc::clone(authority),
+            authority,
             role,
             beside: None,
             in_use: in_use.certificate_pem.clone(),
-            nudges: authority.looks.subscribe(),
+            nudges,
             complaint: String::new(),
         }
     }
