@@ -22,8 +22,8 @@
 //! | [`check`] | whether everything stored holds together; on a connection of its own |
 
 mod attempts;
-pub mod check;
 mod authority;
+pub mod check;
 mod checkpoints;
 mod clock;
 mod commit;

@@ -23,8 +23,8 @@ macro_rules! contract {
     };
 }
 
-pub(crate) mod check;
 mod authority;
+pub(crate) mod check;
 mod checkpoints;
 mod claims;
 mod controls;
