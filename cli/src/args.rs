@@ -171,6 +171,9 @@ pub(crate) enum Command {
     /// What lets controllers in without a certificate
     #[command(subcommand)]
     Token(TokenCommand),
+    /// The certificates of the cluster's services and administrators
+    #[command(subcommand)]
+    Certs(Certs),
     /// What this machine offers, and what to do about what is missing
     Doctor(Doctor),
     /// A Cargo project with one workflow, its test, and the settings that launch fastest
@@ -345,6 +348,48 @@ pub(crate) struct Doctor {
 pub(crate) struct Migrate {
     #[command(flatten)]
     pub(crate) flags: Flags<config::DatabaseOnly>,
+}
+
+/// The certificates of the cluster.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Certs {
+    /// Make a folder of certificates for another machine, where the authority's key is
+    Issue(IssueCerts),
+    /// What a folder holds, until when it is valid, and the fingerprint for clients
+    Show {
+        /// The folder [default: that of this machine's services] [env: DORMOUSE_CERTS]
+        dir: Option<PathBuf>,
+    },
+    /// Give the cluster another authority, when the old one has expired or its key is lost
+    #[command(after_help = "\
+Every service must be stopped, and must get certificates of the new authority before it starts again. Workflows
+that run then cannot reach core any more and are launched anew.")]
+    Replace {
+        /// The folder of the new one [default: that of this machine's services] [env: DORMOUSE_CERTS]
+        dir: Option<PathBuf>,
+        #[command(flatten)]
+        flags: Flags<config::DatabaseOnly>,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The folder gets authority.pem and the certificates of core and environment with their keys, never the
+authority's key. Issuing into the same folder again is a renewal. Services take new files over by themselves,
+within a minute or at SIGHUP.")]
+pub(crate) struct IssueCerts {
+    /// Which machine or person they are for; it stands in the certificates
+    pub(crate) name: String,
+    /// The folder to make, readable by its owner alone
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// The authority's folder; a new authority is made in one that is empty
+    /// [default: that of this machine's services] [env: DORMOUSE_CERTS]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) authority: Option<PathBuf>,
+    /// Also an administrator's certificate, which gives every right in the cluster
+    #[arg(long)]
+    pub(crate) client: bool,
 }
 
 #[derive(Debug, Args)]
@@ -666,6 +711,9 @@ mod tests {
             "node drain k7 --suspend --wait",
             "node undrain mill",
             "health --server h:1",
+            "certs issue oak --out certs/oak --authority pki --client",
+            "certs show certs/oak -o json",
+            "certs replace pki --database postgres://h/d",
             "health --listening core",
             "list --server h:1 --ca authority.pem --token-file /run/secrets/token",
         ] {

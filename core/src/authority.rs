@@ -108,6 +108,23 @@ pub async fn open(dir: &Path, store: &Store, here: &str) -> Result<Authority, Er
     Err(Error::Other { dir, ours: own, cluster, host, here: here.into() })
 }
 
+/// Makes `authority` that of the cluster, in place of the one it has; false: it was before. Services that run go on
+/// with the old one until they are restarted.
+pub async fn replace(authority: &Authority, store: &Store, here: &str) -> Result<bool, Error> {
+    let host = if authority.has_key() { here } else { "" };
+    let ours = ClusterAuthority { pem: authority.certificate_pem().to_owned(), host: host.to_owned() };
+    // Somebody else may do the same at this moment: whoever is last has looked at the one before.
+    loop {
+        let known = store.claim_authority(ours.clone()).await?;
+        if fingerprint(&known)? == authority.fingerprint()? {
+            return Ok(false);
+        }
+        if store.replace_authority(&known.pem, ours.clone()).await? {
+            return Ok(true);
+        }
+    }
+}
+
 async fn read(dir: &Path, may_create: bool) -> Result<Option<Authority>, Error> {
     let dir = dir.to_owned();
     let read = spawn_blocking(move || {

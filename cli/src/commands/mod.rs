@@ -13,6 +13,7 @@ use crate::{
     output::{Screen, print_bytes},
 };
 
+mod certs;
 mod config;
 mod cores;
 mod demo;
@@ -73,6 +74,7 @@ async fn perform(ctx: &Ctx, command: Command) -> anyhow::Result<Exit> {
         Command::Prune(args) => prune::prune(ctx, args).await,
         Command::Core(crate::args::Core::List) => cores::list(ctx).await,
         Command::Tenant(args) => tenant::tenant(ctx, args).await,
+        Command::Certs(args) => certs::certs(ctx, args).await,
         Command::Token(args) => token::token(ctx, args).await,
         Command::Node(args) => nodes::node(ctx, args).await,
         Command::New(args) => new::new(ctx, &args),
