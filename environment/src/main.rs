@@ -99,7 +99,7 @@ async fn run(sources: Sources, settings: Settings, logging: Logging) -> anyhow::
     let reload = Reload::catch(sources, settings.clone(), logging).context("signals cannot be caught")?;
     let data_dir = settings.data_dir()?;
     let directory = tokio::task::spawn_blocking(move || DataDirectory::lock(&data_dir)).await??;
-    let store = Store::open(dormouse_core::store::Options {
+    let store = Store::open(store::Options {
         patience: DATABASE_PATIENCE,
         ..settings.store_options(directory.path())
     })

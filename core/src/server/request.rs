@@ -48,7 +48,9 @@ pub(super) enum Error {
     #[error("this release of core does not know the operation; upgrade core")]
     Unknown,
     /// A request came before the registration: nobody knows whose it is.
-    #[error("the connection has not registered; send RegisterInstance with the launch document's token first")]
+    #[error(
+        "the connection has not registered; send RegisterInstance with the launch document's token first"
+    )]
     NotRegistered,
     /// What was sent cannot be a token at all.
     #[error("register.token is {len} bytes long; send the 32 bytes of the launch document")]
