@@ -57,6 +57,7 @@ async fn watch_prints_each_change_and_ends_when_all_have_ended() {
     let mut of_two = watch(&["watch", "first", "second", "-o", "json"]);
     let newest = watch(&["watch"]);
     let ids = watch(&["watch", "-o", "ids"]);
+    let events = watch(&["events", "first", "-f", "-o", "json"]);
     // It shows both before anything changes.
     let mut lines = BufReader::new(of_two.stdout.take().expect("piped")).lines();
     let mut documents = Vec::new();
@@ -93,6 +94,12 @@ async fn watch_prints_each_change_and_ends_when_all_have_ended() {
     let mut ids: Vec<_> = String::from_utf8(ids.stdout).expect("UTF-8").lines().map(str::to_owned).collect();
     ids.sort();
     assert_eq!(ids, ["first", "second"]);
+    let events = events.wait_with_output().expect("ours");
+    assert!(events.status.success(), "`events -f` ends with its instance");
+    let events = String::from_utf8(events.stdout).expect("UTF-8");
+    let kinds: Vec<_> = events.lines().map(|line| document(line)["kind"].clone()).collect();
+    assert_eq!(kinds.last(), Some(&"completed".into()), "{kinds:?}");
+    assert!(kinds.contains(&"suspended".into()), "from the beginning on: {kinds:?}");
 }
 
 fn document(line: &str) -> Value {
