@@ -25,6 +25,7 @@ pub mod postgres;
 pub mod previous;
 pub mod probe;
 pub mod process;
+pub mod proxy;
 pub mod raw;
 pub mod stranger;
 pub mod tally;

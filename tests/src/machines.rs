@@ -66,6 +66,8 @@ struct Place {
     service: Option<Service>,
     arguments: Vec<String>,
     variables: Vec<(String, String)>,
+    /// How it reaches the database, if not as the others do.
+    database: Option<String>,
 }
 
 /// The machines and what belongs to them.
@@ -136,7 +138,10 @@ impl Machines {
         fs::create_dir(&home).expect("a machine is added once");
         copy_folder(&self.dir.path().join("authority"), &home.join("pki"));
         let (arguments, variables) = (Vec::new(), Vec::new());
-        self.places.insert(machine, Place { release: Release::This, service: None, arguments, variables });
+        self.places.insert(
+            machine,
+            Place { release: Release::This, service: None, arguments, variables, database: None },
+        );
     }
 
     fn homes(&self) -> Vec<PathBuf> {
@@ -176,6 +181,11 @@ impl Machines {
         self.place(machine).arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
     }
 
+    /// The machine reaches the database by this URL, from its service's next start on.
+    pub fn set_database(&mut self, machine: Machine, url: &str) {
+        self.place(machine).database = Some(url.to_owned());
+    }
+
     /// Starts what does not run, cores first, and waits until all answer.
     pub async fn start_all(&mut self) {
         let (cores, nodes): (Vec<_>, Vec<_>) = (self.cores().collect(), self.nodes().collect());
@@ -212,7 +222,7 @@ impl Machines {
     /// Nodes find the cores by the list in the database.
     fn arguments(&mut self, machine: Machine) -> Vec<String> {
         let home = self.data_dir(machine).display().to_string();
-        let url = self.database_url().to_owned();
+        let url = self.place(machine).database.clone().unwrap_or_else(|| self.database_url().to_owned());
         let mut arguments = vec!["--data-dir".to_owned(), home, "--database".to_owned(), url];
         // Ports of their own; a service takes the same one again when it comes back.
         arguments.extend(["--listen".to_owned(), "127.0.0.1:0".to_owned()]);

@@ -35,6 +35,7 @@ mod invariant_8;
 mod invariant_9;
 mod killed_services;
 mod killed_workflow;
+mod leases;
 mod machines;
 mod postgres_states;
 mod requests;
