@@ -102,7 +102,7 @@ impl Server {
             &["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"],
         );
         let settings = format!(
-            "listen_addresses = ''\nunix_socket_directories = '{}'\nmax_connections = 100\n",
+            "listen_addresses = ''\nunix_socket_directories = '{}'\nmax_connections = 300\n",
             server.dir.join("socket").display()
         );
         let path = server.data().join("postgresql.conf");

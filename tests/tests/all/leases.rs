@@ -2,15 +2,19 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use dormouse_management_sdk::{Node, Status};
+use dormouse_management_sdk::{Drain, Node, StartInstance, Status, Timestamp};
 use dormouse_tests::{
+    binaries::binary,
     controller::{Controller, chain},
+    fault,
     machines::{Machine, Machines},
     process::Pid,
     proxy::{Fault, Proxy},
+    tally::{self, Tally},
     wait,
     workload::{Amount, Example, Run},
 };
+use serde_json::json;
 
 /// The shortest that is allowed.
 const LEASE: Duration = Duration::from_secs(3);
@@ -238,4 +242,121 @@ async fn invariant_2_4_and_7_a_node_that_is_cut_off_from_the_database_is_replace
     proxy.set(Fault::None);
     until_well(&machines, cut, &old).await;
     check_all(&machines, &runs).await;
+}
+
+/// Hours apart, and from the database: what is due, expired and in order is as the database's clock
+/// says, and nobody takes the other for dead.
+#[tokio::test]
+async fn invariant_10_nodes_whose_clocks_differ_by_hours_wake_expire_and_order_rightly() {
+    let mut machines = two_nodes().await;
+    let library = fault::wrong_clock(machines.scratch().join("wrong-clock.so")).display().to_string();
+    for (machine, wrong_by) in
+        [(Machine::Core(0), "7200"), (Machine::Node(0), "21600"), (Machine::Node(1), "-21600")]
+    {
+        machines.set_variable(machine, "LD_PRELOAD", &library);
+        machines.set_variable(machine, "WRONG_BY_SECONDS", wrong_by);
+    }
+    machines.start_all().await;
+    machines.push("sleeper").await;
+    let (asked, tally) = (machines.controller(0), Tally::in_dir(machines.scratch()));
+    let now = asked.client().health().await.expect("it answers").now;
+    assert!(now.since(wait::now()).max(wait::now().since(now)).as_secs() < 60, "health tells a wrong clock");
+    for number in 0..6 {
+        let start = StartInstance::of("sleeper").id(format!("nap-{number}"));
+        let start = start.input(&json!({"sleeps": 2, "pause_ms": 5_000})).expect("JSON");
+        // A limit that one of the clocks would break, and a start that the other would not wait for.
+        let start = start.env(tally::VARIABLE, tally.value()).limit(Duration::from_mins(30));
+        let at = Timestamp::from_micros(now.as_micros() + 4_000_000);
+        asked.start(if number % 2 == 0 { start } else { start.start_at(at) }).await;
+    }
+    let late =
+        StartInstance::of("sleeper").id("limited").input(&json!({"sleeps": 1, "pause_ms": 60_000_000}));
+    asked.start(late.expect("JSON").env(tally::VARIABLE, tally.value()).limit(Duration::from_secs(8))).await;
+
+    for number in 0..6 {
+        let id = format!("nap-{number}");
+        let ended = asked.until_ended(&id, Status::Completed).await;
+        let attempts = asked.client().attempts(&id).await.expect("listed");
+        assert_eq!(attempts.len(), tally.attempts()[&id].len(), "{id}");
+        if number % 2 == 1 {
+            assert!(attempts[0].claimed_at.expect("launched").since(now).as_secs() >= 4, "{id} began early");
+        }
+        let slept = ended.ended_at.expect("ended").since(attempts[0].claimed_at.expect("launched"));
+        assert!(slept.as_secs() >= 10, "{id} was woken early: it slept {slept:?}");
+        let times: Vec<_> =
+            asked.events(&id).await.iter().map(|event| event.at.expect("dated").as_micros()).collect();
+        assert!(times.is_sorted(), "the timeline of {id} is out of order: {times:?}");
+    }
+    let limited = asked.until_ended("limited", Status::Failed).await;
+    let lived = limited.ended_at.expect("ended").since(limited.created_at.expect("created"));
+    assert!((8..60).contains(&lived.as_secs()), "a limit of 8 s ended it after {lived:?}");
+    for machine in machines.nodes() {
+        let node = seen(asked, &machines, machine).await.expect("listed");
+        assert!(!node.lost, "{node:?}");
+    }
+}
+
+/// By the command, as an operator does it before maintenance.
+#[tokio::test]
+async fn a_drained_node_hands_back_what_it_runs_and_stays_drained_until_it_is_told() {
+    let mut machines = two_nodes().await;
+    machines.start_all().await;
+    let (drained, runs) = stop_first_node(&mut machines).await;
+    let id = seen(machines.controller(0), &machines, drained).await.expect("listed").id;
+    let said = command(&machines, &["node", "drain", &id[..6], "--suspend", "--wait"]).await;
+    assert!(said.contains("is drained: nothing runs there"), "{said}");
+    assert_eq!(machines.processes_on(drained), []);
+    machines.terminate(drained);
+    assert!(machines.until_ended(drained).await.success());
+    machines.start(drained).await;
+    check_all(&machines, &runs).await;
+    for run in &runs {
+        assert_eq!(machines.controller(0).attempts(&run.id).await, 2, "{}", run.id);
+    }
+    let node = seen(machines.controller(0), &machines, drained).await.expect("listed");
+    assert_eq!((node.drain, node.draining, node.running), (Drain::Suspend, true, 0), "{node:?}");
+    assert!(node.not_claiming.is_some_and(|why| why.starts_with("drained: nothing runs here")));
+    command(&machines, &["node", "undrain", &id]).await;
+    until_well(&machines, drained, &[]).await;
+
+    let refused = command_fails(&machines, &["node", "drain", "nobody"]).await;
+    assert!(refused.contains("NOT_FOUND") && refused.contains(&id), "{refused}");
+}
+
+/// A data directory that was copied: the second service takes the lease, the first ends and says why.
+#[tokio::test]
+async fn invariant_4_of_two_services_with_one_nodes_id_one_ends() {
+    let mut machines = two_nodes().await;
+    machines.launch(Machine::Core(0));
+    machines.until_answering(Machine::Core(0)).await;
+    machines.start(Machine::Node(0)).await;
+    let original = machines.data_dir(Machine::Node(0)).join("node");
+    std::fs::copy(original, machines.data_dir(Machine::Node(1)).join("node")).expect("own files");
+    machines.start(Machine::Node(1)).await;
+    let log = machines.scratch().join("node-0.log");
+    let status = machines.until_ended(Machine::Node(0)).await;
+    assert_eq!(status.code(), Some(3), "refused, so that nobody starts it again and again");
+    let said = std::fs::read_to_string(log).expect("its log");
+    assert!(said.contains("if its data directory was copied, remove the file `node`"), "{said}");
+}
+
+/// Runs `dormouse` against node 0; answers what it said on stderr.
+async fn command(machines: &Machines, arguments: &[&str]) -> String {
+    let (done, said) = run_command(machines, arguments).await;
+    assert!(done, "{arguments:?}: {said}");
+    said
+}
+
+async fn command_fails(machines: &Machines, arguments: &[&str]) -> String {
+    let (done, said) = run_command(machines, arguments).await;
+    assert!(!done, "{arguments:?} was done: {said}");
+    said
+}
+
+#[expect(clippy::disallowed_methods, reason = "a test runs the command as people do")]
+async fn run_command(machines: &Machines, arguments: &[&str]) -> (bool, String) {
+    let mut command = tokio::process::Command::new(binary("dormouse"));
+    command.args(arguments).arg("--data-dir").arg(machines.data_dir(Machine::Node(0))).kill_on_drop(true);
+    let output = command.output().await.expect("it can be run");
+    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
