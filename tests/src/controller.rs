@@ -45,6 +45,7 @@ impl Controller {
     }
 
     /// The same directories, seen by another client; its files go to a directory of this name.
+    #[must_use]
     pub fn of_tenant(&self, client: Client, name: &str) -> Self {
         let scratch = self.scratch.join(name);
         std::fs::create_dir(&scratch).expect("names of a test differ");

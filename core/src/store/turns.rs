@@ -20,13 +20,16 @@ use super::{
 use crate::domain::{id::Tenant, time::Micros};
 
 /// The earliest wake of each tenant and priority: a few looks into the index for each tenant
-/// that has a wake at all, however many it has.
+/// that has a wake at all, however many it has. The next tenant is asked for in the order of that
+/// index: of another one PostgreSQL would read over all that has ended.
 const HEADS: Stmt = stmt!(
     "WITH RECURSIVE t(tenant) AS (
-         SELECT MIN(i.tenant) FROM instance AS i WHERE i.wake_at IS NOT NULL AND NOT i.paused
+         SELECT (SELECT i.tenant FROM instance AS i WHERE i.wake_at IS NOT NULL AND NOT i.paused
+                  ORDER BY i.tenant, i.priority, i.wake_at, i.key LIMIT 1)
           UNION ALL
-         SELECT (SELECT MIN(i.tenant) FROM instance AS i
-                  WHERE i.tenant > t.tenant AND i.wake_at IS NOT NULL AND NOT i.paused)
+         SELECT (SELECT i.tenant FROM instance AS i
+                  WHERE i.tenant > t.tenant AND i.wake_at IS NOT NULL AND NOT i.paused
+                  ORDER BY i.tenant, i.priority, i.wake_at, i.key LIMIT 1)
            FROM t WHERE t.tenant IS NOT NULL),
      p(priority) AS (VALUES (9), (8), (7), (6), (5), (4), (3), (2), (1), (0)),
      head AS (

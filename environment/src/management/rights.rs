@@ -8,67 +8,72 @@ use dormouse_proto::{call::Refusal, code::Code, management::client_frame::Operat
 
 use super::credential::Credential;
 
-/// What an operation is called in messages and in the log, and who may ask for it.
+/// What an operation is called in messages and in the log, who may ask for it, and what it is about.
 pub(super) struct Right {
     pub(super) name: &'static str,
     pub(super) role: Role,
+    /// Id or name, as it was given; empty where there is none.
+    pub(super) about: String,
 }
+
+/// As much of an id or a name as is logged: the longest that is one.
+const ABOUT: usize = 200;
 
 impl Right {
     /// What an operation takes.
     pub(super) fn of(operation: &Operation) -> Self {
         use Role::{Admin, Cluster, Operator, Reader};
-        let (name, role) = match operation {
+        let (name, role, about) = match operation {
             // Refused anyway, with a sentence of its own.
-            Operation::Hello(_) => ("hello", Reader),
-            Operation::Health(_) => ("health", Reader),
+            Operation::Hello(_) => ("hello", Reader, ""),
+            Operation::Health(_) => ("health", Reader, ""),
 
-            Operation::BeginUpload(_) => ("begin upload", Operator),
-            Operation::UploadChunk(_) => ("upload chunk", Operator),
-            Operation::FinishUpload(_) => ("finish upload", Operator),
-            Operation::ListImages(_) => ("list images", Reader),
-            Operation::GetImage(_) => ("get image", Reader),
-            Operation::DeleteImage(_) => ("delete image", Operator),
+            Operation::BeginUpload(of) => ("begin upload", Operator, of.name.as_str()),
+            Operation::UploadChunk(_) => ("upload chunk", Operator, ""),
+            Operation::FinishUpload(_) => ("finish upload", Operator, ""),
+            Operation::ListImages(_) => ("list images", Reader, ""),
+            Operation::GetImage(of) => ("get image", Reader, of.name.as_str()),
+            Operation::DeleteImage(of) => ("delete image", Operator, of.name.as_str()),
 
-            Operation::Start(_) => ("start", Operator),
-            Operation::Get(_) => ("get", Reader),
-            Operation::List(_) => ("list", Reader),
-            Operation::Count(_) => ("count", Reader),
-            Operation::Wait(_) => ("wait", Reader),
-            Operation::Signal(_) => ("signal", Operator),
-            Operation::Cancel(_) => ("cancel", Operator),
-            Operation::Pause(_) => ("pause", Operator),
-            Operation::Resume(_) => ("resume", Operator),
-            Operation::Stop(_) => ("stop", Operator),
-            Operation::Delete(_) => ("delete", Operator),
+            Operation::Start(of) => ("start", Operator, of.id.as_str()),
+            Operation::Get(of) => ("get", Reader, of.id.as_str()),
+            Operation::List(_) => ("list", Reader, ""),
+            Operation::Count(_) => ("count", Reader, ""),
+            Operation::Wait(of) => ("wait", Reader, of.id.as_str()),
+            Operation::Signal(of) => ("signal", Operator, of.id.as_str()),
+            Operation::Cancel(of) => ("cancel", Operator, of.id.as_str()),
+            Operation::Pause(of) => ("pause", Operator, of.id.as_str()),
+            Operation::Resume(of) => ("resume", Operator, of.id.as_str()),
+            Operation::Stop(of) => ("stop", Operator, of.id.as_str()),
+            Operation::Delete(of) => ("delete", Operator, of.id.as_str()),
 
-            Operation::Checkpoints(_) => ("checkpoints", Reader),
-            Operation::Events(_) => ("events", Reader),
-            Operation::Attempts(_) => ("attempts", Reader),
-            Operation::Logs(_) => ("logs", Reader),
+            Operation::Checkpoints(of) => ("checkpoints", Reader, of.id.as_str()),
+            Operation::Events(of) => ("events", Reader, of.id.as_str()),
+            Operation::Attempts(of) => ("attempts", Reader, of.id.as_str()),
+            Operation::Logs(of) => ("logs", Reader, of.id.as_str()),
 
-            Operation::Nodes(_) => ("list nodes", Reader),
-            Operation::DrainNode(_) => ("drain node", Cluster),
-            Operation::UndrainNode(_) => ("undrain node", Cluster),
-            Operation::Cores(_) => ("list cores", Reader),
+            Operation::Nodes(_) => ("list nodes", Reader, ""),
+            Operation::DrainNode(of) => ("drain node", Cluster, of.id.as_str()),
+            Operation::UndrainNode(of) => ("undrain node", Cluster, of.id.as_str()),
+            Operation::Cores(_) => ("list cores", Reader, ""),
 
-            Operation::CreateTenant(_) => ("create tenant", Cluster),
-            Operation::Tenants(_) => ("list tenants", Cluster),
-            Operation::SetQuotas(_) => ("set quotas", Cluster),
+            Operation::CreateTenant(of) => ("create tenant", Cluster, of.name.as_str()),
+            Operation::Tenants(_) => ("list tenants", Cluster, ""),
+            Operation::SetQuotas(of) => ("set quotas", Cluster, of.name.as_str()),
 
-            Operation::CreateToken(_) => ("create token", Admin),
-            Operation::Tokens(_) => ("list tokens", Admin),
-            Operation::RevokeToken(_) => ("revoke token", Admin),
+            Operation::CreateToken(of) => ("create token", Admin, of.name.as_str()),
+            Operation::Tokens(_) => ("list tokens", Admin, ""),
+            Operation::RevokeToken(of) => ("revoke token", Admin, of.name.as_str()),
 
-            Operation::Prune(_) => ("prune", Admin),
+            Operation::Prune(_) => ("prune", Admin, ""),
         };
-        Self { name, role }
+        Self { name, role, about: about.chars().take(ABOUT).collect() }
     }
 
     /// Whether it changes anything: who asked is then kept in the log.
     pub(super) fn changes(&self, operation: &Operation) -> bool {
-        // Each upload is named once, by its end.
-        let piece = matches!(operation, Operation::BeginUpload(_) | Operation::UploadChunk(_));
+        // Each upload is named once, by its beginning.
+        let piece = matches!(operation, Operation::UploadChunk(_) | Operation::FinishUpload(_));
         let looks = matches!(operation, Operation::Tenants(_) | Operation::Tokens(_));
         self.role > Role::Reader && !piece && !looks
     }

@@ -456,7 +456,9 @@ impl Context {
         let right = Right::of(&operation);
         right.check(&self.credential)?;
         if right.changes(&operation) {
-            info!(who = %self.credential, role = %self.credential.role, operation = right.name, "asked");
+            let (who, role) = (&self.credential, self.credential.role);
+            // What was given, not what is there: escaped, for it may hold anything.
+            info!(%who, %role, operation = right.name, about = ?right.about, "asked");
         }
         let outcome = self.perform(operation, patience).await?;
         // Long polls that were cut because the credential counts no more end with nothing.
