@@ -55,7 +55,7 @@ async fn invariant_4_each_of_thousands_of_wakes_starts_one_attempt_whoever_is_ki
     let mut ran = tally.attempts();
     for (id, attempts) in &attempts {
         let suspensions = suspensions.get(id).copied().unwrap_or(0);
-        check(id, attempts, suspensions, &killed, ran.remove(id).unwrap_or_default());
+        check(id, attempts, suspensions, &killed, &ran.remove(id).unwrap_or_default());
     }
     assert_eq!((attempts.len(), ran.len()), (instances, 0), "others ran than were started");
     let wakes = instances + suspensions.values().sum::<usize>();
@@ -148,7 +148,7 @@ fn node_id(machines: &Machines, node: Machine) -> String {
     text.trim().to_owned()
 }
 
-fn check(id: &str, attempts: &[Attempt], suspensions: usize, killed: &str, ran: Vec<u32>) {
+fn check(id: &str, attempts: &[Attempt], suspensions: usize, killed: &str, ran: &[u32]) {
     let story = || {
         let said = attempts.iter().map(|a| format!("{} {} on {}", a.number, a.reason, a.node));
         format!("{id}, {suspensions} suspensions, ran {ran:?}: {:#?}", said.collect::<Vec<_>>())
@@ -158,7 +158,7 @@ fn check(id: &str, attempts: &[Attempt], suspensions: usize, killed: &str, ran: 
     let of = |reason: &str| attempts.iter().filter(|attempt| attempt.reason == reason).count();
     assert_eq!((of("start"), of("due")), (1, suspensions), "one attempt for each wake; {}", story());
 
-    let mut sorted = ran.clone();
+    let mut sorted = ran.to_vec();
     sorted.sort_unstable();
     sorted.dedup();
     assert_eq!(sorted.len(), ran.len(), "an attempt ran twice; {}", story());
