@@ -240,7 +240,7 @@ mod tests {
             client.write_all(b"x").expect("taken");
             assert!(client.read(&mut byte).is_err(), "{fault:?} let it pass");
             proxy.set(Fault::None);
-            client.set_read_timeout(Some(Duration::from_secs(60))).expect("own socket");
+            client.set_read_timeout(Some(Duration::from_mins(1))).expect("own socket");
             client.read_exact(&mut byte).expect("late");
         }
         proxy.reset_all();

@@ -1,6 +1,6 @@
 //! `get`, `list`, `count`.
 
-use dormouse_management_sdk::{Client, Code, Instance, ListInstances, LogRead, Stream};
+use dormouse_management_sdk::{Client, Code, Error, Instance, ListInstances, LogRead, Stream};
 use jiff::tz::TimeZone;
 
 use super::Ctx;
@@ -27,20 +27,27 @@ pub(crate) async fn get(ctx: &Ctx, id: &str) -> anyhow::Result<Exit> {
 /// The screen of `get`.
 async fn portrait(client: &Client, instance: &Instance) -> anyhow::Result<String> {
     let checkpoints = client.checkpoints(&instance.id, None, LAST, true).await?.checkpoints;
-    let mut output = Vec::new();
+    let (mut output, mut elsewhere) = (Vec::new(), None);
     for stream in [Stream::Stdout, Stream::Stderr] {
         match client.read_log(&instance.id, &LogRead::tail(stream, LAST)).await {
             Ok(chunk) => {
                 let lines = String::from_utf8_lossy(&chunk.data).into_owned();
                 output.push((stream.as_str(), chunk.attempt, lines));
             }
+            // The message names the node that has it, and how to ask it.
+            Err(Error::Refused { code: Code::FailedPrecondition, message, .. }) => elsewhere = Some(message),
             // Its output is on a node that is not there: the rest of the screen still counts.
             Err(error) if error.refused_with(Code::Unavailable) => say(&format!("no output: {error}")),
             Err(error) => return Err(error.into()),
         }
     }
     let zone = TimeZone::system();
-    Ok(Portrait { instance, checkpoints: &checkpoints, output: &output, now: now(), zone: &zone }.render())
+    let portrait = Portrait { instance, checkpoints: &checkpoints, output: &output, now: now(), zone: &zone };
+    let mut screen = portrait.render();
+    if let Some(sentence) = elsewhere {
+        screen.push_str(&format!("\n{sentence}\n"));
+    }
+    Ok(screen)
 }
 
 pub(crate) async fn list(ctx: &Ctx, args: List) -> anyhow::Result<Exit> {

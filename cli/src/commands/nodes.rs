@@ -47,7 +47,7 @@ async fn list(ctx: &Ctx) -> anyhow::Result<Exit> {
         node_json,
         "no nodes",
     )?;
-    if ctx.screen.format == Format::Table {
+    if ctx.screen.format == Format::Table && ctx.global.verbose > 0 {
         say_in_force(&nodes);
     }
     Ok(Exit::Done)
