@@ -1,13 +1,13 @@
 //! `tenant create | list | quota`.
 
-use dormouse_management_sdk::{Quotas, Tenant};
+use dormouse_management_sdk::{Quotas, Tenant, Timestamp};
 use serde::Serialize;
 
 use super::Ctx;
 use crate::{
     args::{Format, Quota, QuotaFlags, Tenant as Args},
     exit::Exit,
-    output::{print, print_json, rfc3339, say},
+    output::{print, print_json, rfc3339, say, span},
 };
 
 pub(crate) async fn tenant(ctx: &Ctx, args: Args) -> anyhow::Result<Exit> {
@@ -21,10 +21,11 @@ pub(crate) async fn tenant(ctx: &Ctx, args: Args) -> anyhow::Result<Exit> {
         }
         Args::List => {
             let tenants = client.tenants().await?;
+            let now = client.health().await?.now;
             ctx.screen.list(
                 &tenants,
                 &["NAME", "RUNNING", "STORED", "STARTS/S", "CREATED"],
-                row,
+                |tenant| row(tenant, now),
                 |tenant| tenant.name.clone(),
                 Document::of,
                 "there is no tenant",
@@ -80,7 +81,7 @@ fn told(ctx: &Ctx, tenant: &Tenant, said: &str) -> anyhow::Result<()> {
     }
 }
 
-fn row(tenant: &Tenant) -> Vec<String> {
+fn row(tenant: &Tenant, now: Timestamp) -> Vec<String> {
     let of = |used: u64, quota: Option<u64>| match quota {
         None => used.to_string(),
         Some(quota) => format!("{used} of {quota}"),
@@ -90,7 +91,7 @@ fn row(tenant: &Tenant) -> Vec<String> {
         of(tenant.running, tenant.quotas.running),
         of(tenant.stored, tenant.quotas.stored),
         or_none(tenant.quotas.starts_per_second),
-        tenant.created_at.map(rfc3339).unwrap_or_default(),
+        tenant.created_at.map(|at| format!("{} ago", span(now.since(at)))).unwrap_or_default(),
     ]
 }
 

@@ -4,13 +4,14 @@
 //! works; everything else goes to stderr.
 
 use dormouse_management_sdk::{CreatedToken, NewToken, Role, Timestamp, TokenInfo};
+use jiff::tz::TimeZone;
 use serde::Serialize;
 
 use super::Ctx;
 use crate::{
     args::{Format, TokenCommand as Args, TokenCreate},
     exit::Exit,
-    output::{print, print_json, rfc3339, say},
+    output::{local, print, print_json, rfc3339, say, span},
 };
 
 pub(crate) async fn token(ctx: &Ctx, args: Args) -> anyhow::Result<Exit> {
@@ -65,7 +66,7 @@ fn print_created(ctx: &Ctx, created: &CreatedToken) -> anyhow::Result<()> {
     print(&format!("{secret}\n"))?;
     let until = match token.expires_at {
         None => "until it is revoked".to_owned(),
-        Some(at) => format!("until {}", rfc3339(at)),
+        Some(at) => format!("until {}", local(at, &TimeZone::system())),
     };
     say(&format!(
         "token {} lets {} of tenant {} in {until}; its secret is shown this once: give it to clients in \
@@ -91,16 +92,16 @@ fn row(token: &TokenInfo, now: Timestamp) -> Vec<String> {
         token.tenant.clone(),
         token.role.to_string(),
         state(token, now),
-        token.created_at.map(rfc3339).unwrap_or_default(),
+        token.created_at.map(|at| format!("{} ago", span(now.since(at)))).unwrap_or_default(),
     ]
 }
 
 /// Whether it lets anybody in, by the services' clock.
 fn state(token: &TokenInfo, now: Timestamp) -> String {
     match (token.revoked_at, token.expires_at) {
-        (Some(at), _) => format!("revoked {}", rfc3339(at)),
-        (None, Some(at)) if at <= now => format!("expired {}", rfc3339(at)),
-        (None, Some(at)) => format!("valid until {}", rfc3339(at)),
+        (Some(at), _) => format!("revoked {} ago", span(now.since(at))),
+        (None, Some(at)) if at <= now => format!("expired {} ago", span(now.since(at))),
+        (None, Some(at)) => format!("expires in {}", span(at.since(now))),
         (None, None) => "valid".to_owned(),
     }
 }
@@ -144,9 +145,9 @@ mod tests {
             expires_at: Some(at(2_000_000)),
             revoked_at: None,
         };
-        assert!(state(&token, at(1_000_000)).starts_with("valid until 1970"));
-        assert!(state(&token, at(2_000_000)).starts_with("expired 1970"));
+        assert_eq!(state(&token, at(1_000_000)), "expires in 1 s");
+        assert_eq!(state(&token, at(62_000_000)), "expired 1 min ago");
         let revoked = TokenInfo { revoked_at: Some(at(1)), ..token };
-        assert!(state(&revoked, at(9_000_000)).starts_with("revoked 1970"));
+        assert_eq!(state(&revoked, at(9_000_001)), "revoked 9 s ago");
     }
 }
