@@ -261,8 +261,15 @@ pub(crate) enum Image {
 #[derive(Debug, Args)]
 pub(crate) struct Start {
     /// NAME or NAME:VERSION of a pushed image
-    #[arg(value_name = "NAME[:VERSION]")]
-    pub(crate) image: ImageRef,
+    #[arg(value_name = "NAME[:VERSION]", required_unless_present = "retry_of")]
+    pub(crate) image: Option<ImageRef>,
+    /// As this ended instance was started, going on from what its operations have done; what is given
+    /// beside replaces its part
+    #[arg(long, value_name = "ID")]
+    pub(crate) retry_of: Option<String>,
+    /// With --retry-of: take over nothing of what was done
+    #[arg(long, requires = "retry_of")]
+    pub(crate) from_scratch: bool,
     /// Which of its workflows; needed only if there are several
     #[arg(long, value_name = "W")]
     pub(crate) workflow: Option<String>,
@@ -281,9 +288,9 @@ pub(crate) struct Start {
     /// Launch it no earlier than in this time
     #[arg(long = "in", value_name = "TIME", value_parser = parse_duration)]
     pub(crate) delay: Option<Duration>,
-    /// 0–9, the highest first
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=9))]
-    pub(crate) priority: u32,
+    /// 0–9, the highest first [default: 5]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=9))]
+    pub(crate) priority: Option<u32>,
     /// Wait for its ending, and print its output
     #[arg(long)]
     pub(crate) wait: bool,
@@ -682,6 +689,8 @@ mod tests {
             "image delete n",
             "start n:1 --workflow w --input @f --id a --env A=B --env C= --limit 1h --wait",
             "get a -o json",
+            "start --retry-of a --from-scratch --id b",
+            "start n:2 --retry-of a --input {}",
             "list --status running --image n --limit 5 --cursor c -o ids",
             "count",
             "wait a --for 10m",
@@ -728,6 +737,8 @@ mod tests {
             "list --status DONE",
             "wait a --for 10",
             "start n --env A",
+            "start",
+            "start n --from-scratch",
             "nonsense",
             "tenant quota acme --max-running 0",
             "token create --role cluster",

@@ -187,6 +187,7 @@ pub(crate) struct InstanceDocument {
     created_at: Option<String>,
     started_at: Option<String>,
     ended_at: Option<String>,
+    retry_of: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -214,6 +215,7 @@ impl From<&Instance> for InstanceDocument {
             created_at: instance.created_at.map(rfc3339),
             started_at: instance.started_at.map(rfc3339),
             ended_at: instance.ended_at.map(rfc3339),
+            retry_of: instance.retry_of.clone(),
         }
     }
 }
@@ -381,6 +383,9 @@ impl Portrait<'_> {
             "Workflow",
             format!("{} of {} ({})", instance.workflow, instance.image, short_digest(&instance.digest)),
         );
+        if let Some(origin) = &instance.retry_of {
+            fact("Retry of", origin.clone());
+        }
         if instance.attempt > 0 {
             let crashes = match instance.crashes {
                 0 => String::new(),
@@ -519,6 +524,7 @@ mod tests {
             deadline_at: None,
             checkpoints: 2,
             unread_signals: 0,
+            retry_of: None,
             version: 9,
         }
     }
@@ -576,7 +582,7 @@ Last lines of stdout (attempt 2)
              \"node\":null,\"input\":{\"order\":7},\"output\":null,\"failure\":null,\
              \"waiting_for\":\"waits for signal \\\"approval\\\" since 2 h, until 24 Nov 09:00\",\
              \"wake_at\":\"2026-11-24T09:00:00Z\",\"created_at\":\"2026-11-21T06:58:20Z\",\
-             \"started_at\":\"2026-11-21T06:58:21Z\",\"ended_at\":null}"
+             \"started_at\":\"2026-11-21T06:58:21Z\",\"ended_at\":null,\"retry_of\":null}"
         );
     }
 

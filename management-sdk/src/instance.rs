@@ -155,6 +155,8 @@ pub struct Instance {
     pub unread_signals: u32,
     /// Raised by each change that a watcher wants to see.
     pub version: u64,
+    /// The ended instance that it retries; left out in lists.
+    pub retry_of: Option<String>,
 }
 
 impl Instance {
@@ -190,6 +192,7 @@ impl Instance {
             checkpoints: wire.checkpoints,
             unread_signals: wire.unread_signals,
             version: wire.version,
+            retry_of: optional(wire.retry_of),
         })
     }
 

@@ -10,6 +10,7 @@ use crate::{
 };
 
 /// What to start. [`StartInstance::of`] names the image; everything else has a default.
+/// [`StartInstance::retry_of`] names an ended instance; everything else is as that one had it.
 #[derive(Clone, Debug)]
 pub struct StartInstance {
     id: Option<String>,
@@ -20,9 +21,14 @@ pub struct StartInstance {
     env: BTreeMap<String, String>,
     limit: Option<Duration>,
     start_at: Option<Timestamp>,
-    priority: u32,
+    priority: Option<u32>,
     follow_image: bool,
+    retry_of: String,
+    from_scratch: bool,
 }
+
+/// Of a start that says nothing of it.
+const PRIORITY: u32 = 5;
 
 impl StartInstance {
     /// Of the newest version of this image, its only workflow, without input, now.
@@ -37,9 +43,33 @@ impl StartInstance {
             env: BTreeMap::new(),
             limit: None,
             start_at: None,
-            priority: 5,
+            priority: None,
             follow_image: false,
+            retry_of: String::new(),
+            from_scratch: false,
         }
+    }
+
+    /// As that ended instance was started (its id, or a unique prefix of it), going on from what its
+    /// operations have done: the same image and version, workflow, input, environment, limit and
+    /// priority. What is set beside replaces its part; variables are added to the others.
+    #[must_use]
+    pub fn retry_of(id: impl Into<String>) -> Self {
+        Self { retry_of: id.into(), ..Self::of("") }
+    }
+
+    /// Of a retry: takes nothing over of what the other one has saved.
+    #[must_use]
+    pub fn from_scratch(mut self) -> Self {
+        self.from_scratch = true;
+        self
+    }
+
+    /// Another image for a retry: its newest version, unless one is set.
+    #[must_use]
+    pub fn image(mut self, image: impl Into<String>) -> Self {
+        self.image = image.into();
+        self
     }
 
     /// Chooses the id: 1–128 of `A–Z a–z 0–9 . _ : -`. The same start with the same id is the
@@ -101,7 +131,7 @@ impl StartInstance {
     /// 0–9, the highest first; default 5.
     #[must_use]
     pub fn priority(mut self, priority: u32) -> Self {
-        self.priority = priority;
+        self.priority = Some(priority);
         self
     }
 
@@ -168,9 +198,10 @@ impl Client {
             env: start.env,
             limit_micros: start.limit.map_or(0, micros),
             start_at: start.start_at.map_or(0, Timestamp::as_micros),
-            priority: start.priority,
+            priority: start.priority.or(start.retry_of.is_empty().then_some(PRIORITY)),
             follow_image: start.follow_image,
-            ..wire::StartInstance::default()
+            retry_of: start.retry_of,
+            from_scratch: start.from_scratch,
         });
         let (instance, existed) = self
             .call_counted(

@@ -1,4 +1,4 @@
-//! `start`: an instance of a pushed image.
+//! `start`: an instance of a pushed image, perhaps as an ended one was.
 
 use dormouse_management_sdk::{StartInstance, Started, Timestamp};
 
@@ -10,16 +10,24 @@ use crate::{
 };
 
 pub(crate) async fn start(ctx: &Ctx, args: Start) -> anyhow::Result<Exit> {
-    let input = match &args.input {
-        Some(argument) => payload(argument, "--input")?,
-        None => null(),
-    };
     let client = ctx.client().await?;
-    let mut request = StartInstance::of(args.image.name.clone())
-        .version(args.image.version.clone())
-        .workflow(args.workflow.unwrap_or_default())
-        .payload(input)
-        .priority(args.priority);
+    let mut request = match &args.retry_of {
+        Some(origin) => StartInstance::retry_of(origin),
+        None => StartInstance::of("").payload(null()),
+    };
+    if args.from_scratch {
+        request = request.from_scratch();
+    }
+    if let Some(image) = &args.image {
+        request = request.image(image.name.clone()).version(image.version.clone());
+    }
+    if let Some(argument) = &args.input {
+        request = request.payload(payload(argument, "--input")?);
+    }
+    if let Some(priority) = args.priority {
+        request = request.priority(priority);
+    }
+    request = request.workflow(args.workflow.unwrap_or_default());
     for (name, value) in args.env {
         request = request.env(name, value);
     }

@@ -115,3 +115,109 @@ pub struct StoredCheckpoint {
     /// Why a step failed; mostly empty.
     pub note: String,
 }
+
+/// The type's name by which an SDK marks a step's stored result as its final failure.
+pub const FAILURE_TYPE: &str = "dormouse.failure";
+
+impl StoredCheckpoint {
+    /// Whether it says that an operation is done, with something to build on: a step's result, but
+    /// not its failure; a sleep that passed; what a wait decided.
+    fn is_done(&self) -> bool {
+        let result = self.operation.slot == 0;
+        match (self.kind, &self.value) {
+            (Kind::Step, Value::Payload(payload)) => result && payload.type_name != FAILURE_TYPE,
+            (Kind::Checkpoint | Kind::Signal, Value::Payload(_))
+            | (Kind::Sleep | Kind::Signal, Value::Due(_)) => result,
+            (
+                Kind::Step
+                | Kind::Checkpoint
+                | Kind::Sleep
+                | Kind::Signal
+                | Kind::Due
+                | Kind::Retry
+                | Kind::Cancelled,
+                _,
+            ) => false,
+        }
+    }
+
+    /// Whether it marks the place where the instance felt its cancellation.
+    fn is_cancelled(&self) -> bool {
+        self.kind == Kind::Cancelled || self.value == Value::Cancelled
+    }
+}
+
+/// What a new instance takes over of an ended one that it retries, of all that is stored in the
+/// order in which it was stored.
+///
+/// What is done stays done, with the due times of waits that are over. What failed is tried anew,
+/// from its first try. What came after a cancellation was felt was clean-up, and clean-up
+/// belongs to the instance that was cancelled.
+pub fn taken_over(stored: &[StoredCheckpoint]) -> Vec<&StoredCheckpoint> {
+    let felt = stored.iter().position(StoredCheckpoint::is_cancelled).unwrap_or(stored.len());
+    let before = &stored[..felt];
+    let is_decided = |due: &StoredCheckpoint| {
+        before.iter().any(|other| {
+            other.is_done()
+                && (&other.operation.name, &other.operation.key) == (&due.operation.name, &due.operation.key)
+        })
+    };
+    before.iter().filter(|one| one.is_done() || (one.kind == Kind::Due && is_decided(one))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stored(name: &str, slot: u32, kind: Kind, value: Value) -> StoredCheckpoint {
+        let operation =
+            Operation { name: Name::parse("name", name).expect("a name"), key: Key::none(), slot };
+        let (attempt, note) = (Attempt(1), String::new());
+        StoredCheckpoint { operation, kind, attempt, value, stored_at: Micros(1), note }
+    }
+
+    fn json(type_name: &str) -> Value {
+        Value::Payload(Payload { type_name: type_name.to_owned(), ..Payload::json("1") })
+    }
+
+    #[test]
+    fn what_is_done_is_taken_over_and_what_failed_is_not() {
+        let all = [
+            stored("reserve", 0, Kind::Step, json("String")),
+            stored("charge", 1, Kind::Retry, Value::Due(Micros(5))),
+            stored("charge", 0, Kind::Step, json("String")),
+            stored("nap", 1, Kind::Due, Value::Due(Micros(9))),
+            stored("nap", 0, Kind::Sleep, Value::Due(Micros(9))),
+            stored("approval", 1, Kind::Due, Value::Due(Micros(9))),
+            stored("approval", 0, Kind::Signal, json("Approval")),
+            stored("raw", 0, Kind::Checkpoint, json("")),
+            stored("still", 1, Kind::Due, Value::Due(Micros(99))),
+            stored("ship", 1, Kind::Retry, Value::Due(Micros(5))),
+            stored("ship", 0, Kind::Step, json(FAILURE_TYPE)),
+            stored("notify", 0, Kind::Step, json("String")),
+        ];
+        let names: Vec<_> =
+            taken_over(&all).iter().map(|one| (one.operation.name.as_str(), one.operation.slot)).collect();
+        let expected = [
+            ("reserve", 0),
+            ("charge", 0),
+            ("nap", 1),
+            ("nap", 0),
+            ("approval", 1),
+            ("approval", 0),
+            ("raw", 0),
+            ("notify", 0),
+        ];
+        assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn what_a_cancellation_left_is_not_taken_over() {
+        let all = [
+            stored("reserve", 0, Kind::Step, json("String")),
+            stored("ship", 0, Kind::Cancelled, Value::Cancelled),
+            stored("release", 0, Kind::Step, json("String")),
+        ];
+        assert_eq!(taken_over(&all), [&all[0]]);
+    }
+}

@@ -83,6 +83,12 @@ pub enum Error {
         /// What the image holds.
         held: Vec<String>,
     },
+    /// Only what has ended can be retried.
+    #[error("instance {id} has not ended, so there is nothing to retry; wait for its end, or stop it")]
+    RetryTooEarly {
+        /// The id.
+        id: InstanceId,
+    },
     /// Only what has ended can be deleted.
     #[error("instance {id} has not ended; stop it before you delete it")]
     NotEnded {
@@ -305,6 +311,7 @@ impl Error {
             | Self::ImageInUse { .. }
             | Self::NoWorkflow { .. }
             | Self::NotEnded { .. }
+            | Self::RetryTooEarly { .. }
             | Self::NoTenant { .. }
             | Self::OtherTenant { .. }
             | Self::NoToken { .. }
@@ -423,6 +430,7 @@ impl Coded for Error {
             Self::Refused(Refusal::Ended { .. } | Refusal::BeingCancelled)
             | Self::ImageInUse { .. }
             | Self::NotEnded { .. }
+            | Self::RetryTooEarly { .. }
             | Self::LeaseLost { .. }
             | Self::LeaseTaken { .. }
             | Self::ReleaseTooOld { .. }

@@ -74,6 +74,8 @@ pub struct InstanceDetail {
     pub input: Payload,
     /// Environment variables that the start named.
     pub env: BTreeMap<String, String>,
+    /// The ended instance that it retries.
+    pub retry_of: Option<InstanceId>,
     /// What it returned.
     pub output: Option<Payload>,
     /// Checkpoints stored.
@@ -142,7 +144,7 @@ const LIST_BOTH: Stmt = view!(
     "WHERE i.tenant = $1 AND i.key < $2 AND i.image_name = $4 AND i.state = $5 ORDER BY i.key DESC LIMIT $3"
 );
 const BODY: Stmt = stmt!(
-    "SELECT s.instance, s.input, s.encoding, s.type_name, s.env,
+    "SELECT s.instance, s.input, s.encoding, s.type_name, s.env, s.retry_of,
             e.output, e.encoding AS output_encoding, e.type_name AS output_type
        FROM instance_start s LEFT JOIN instance_ending e ON e.instance = s.instance WHERE s.instance = $1"
 );
@@ -170,7 +172,6 @@ fn read(row: &Row) -> Result<Instance> {
             Some((Progress { done, total, message: row.text("progress_message")? }, at))
         }
     };
-    let priority = u8::try_from(row.small("priority")?);
     Ok(Instance {
         key: locked.key,
         tenant: locked.tenant,
@@ -180,7 +181,7 @@ fn read(row: &Row) -> Result<Instance> {
         version: row.name("image_version")?,
         digest: row.digest("image_digest")?,
         workflow: row.name("workflow")?,
-        priority: priority.map_err(|error| row.unreadable("priority", error.to_string()))?,
+        priority: read_priority(row)?,
         created_at: row.at("created_at")?,
         started_at: row.opt_at("started_at")?,
         changed_at: row.at("changed_at")?,
@@ -225,6 +226,10 @@ impl Request for Detail {
             instance,
             input: payload::read_from(&body, "input")?.unwrap_or_default(),
             env: serde_json::from_str(&env).map_err(|error| body.unreadable("env", error.to_string()))?,
+            retry_of: match body.opt_text("retry_of")? {
+                Some(_) => Some(body.parsed("retry_of", |text| InstanceId::parse(text).ok())?),
+                None => None,
+            },
             output: read_output(&body)?,
             checkpoints: counts.number("checkpoints")?,
             unread_signals: counts.number("unread")?,
@@ -242,6 +247,10 @@ fn read_output(row: &Row) -> Result<Option<Payload>> {
     let Some(data) = row.opt_blob("output")? else { return Ok(None) };
     let encoding = row.parsed("output_encoding", Encoding::parse)?;
     Ok(Some(Payload { data, encoding, type_name: row.text("output_type")? }))
+}
+
+pub(super) fn read_priority(row: &Row) -> Result<u8> {
+    u8::try_from(row.small("priority")?).map_err(|error| row.unreadable("priority", error.to_string()))
 }
 
 struct List {

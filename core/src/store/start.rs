@@ -11,6 +11,7 @@ use super::{
     events::{self, NewEvent},
     images::{self, FoundImage},
     payload,
+    retry::{self, Origin},
     sql::{Stmt, Tx, args, stmt},
     tenants,
 };
@@ -86,7 +87,9 @@ const FOLLOW: Stmt = stmt!(
 );
 
 /// The fields that tell one start from another, in the order of the fingerprint.
-const FIELDS: [&str; 8] = ["image", "version", "workflow", "input", "env", "limit", "start_at", "priority"];
+/// The last one only of a retry.
+const FIELDS: [&str; 9] =
+    ["image", "version", "workflow", "input", "env", "limit", "start_at", "priority", "retry_of"];
 /// Where the version stands in it.
 const VERSION: usize = 1;
 /// Bytes of the fingerprint that stand for one field.
@@ -98,6 +101,8 @@ struct Start {
     fingerprint: Vec<u8>,
     /// Instances that its tenant stores already, if somebody counted.
     stored: Option<u64>,
+    /// Whom it retries.
+    origin: Option<Arc<Origin>>,
 }
 
 /// What the place of an id holds.
@@ -145,10 +150,11 @@ impl Request for Start {
 }
 
 impl Start {
-    fn new(request: Arc<StartRequest>, stored: Option<u64>) -> Self {
+    fn new(request: Arc<StartRequest>, stored: Option<u64>, origin: Option<Arc<Origin>>) -> Self {
         let env = serde_json::to_string(&request.env).expect("a map of texts is JSON");
-        let fingerprint = fingerprint(&request, &env);
-        Self { request, env, fingerprint, stored }
+        let fingerprint =
+            origin.as_ref().map_or_else(|| fingerprint(&request, &env), |origin| origin.fingerprint.clone());
+        Self { request, env, fingerprint, stored, origin }
     }
 
     async fn image(&self, tx: &mut Tx<'_>) -> Result<FoundImage> {
@@ -165,7 +171,7 @@ impl Start {
             let limited = tenants::quota(&row, "starts_per_second")?.is_some();
             return Ok(Place::Free { max_stored: tenants::quota(&row, "max_stored")?, limited });
         }
-        let differs = self.differs(&row.blob("fingerprint")?);
+        let differs = differing(&row.blob("fingerprint")?, &self.fingerprint, *follow_image);
         if !differs.is_empty() {
             return Err(Error::OtherStart { id: id.clone(), differs: differs.join(" and ") });
         }
@@ -173,15 +179,6 @@ impl Start {
         let image_changed =
             *follow_image && row.opt_at("ended_at")?.is_none() && self.follow(tx, instance).await?;
         Ok(Place::Taken(Started { instance, existed: true, image_changed }))
-    }
-
-    /// Which fields are not as they were. Whoever follows the image may bring another version.
-    fn differs(&self, stored: &[u8]) -> Vec<&'static str> {
-        let pairs = stored.chunks(FIELD).zip(self.fingerprint.chunks(FIELD));
-        let all = FIELDS.iter().enumerate().zip(pairs);
-        all.filter(|((at, _), (old, new))| old != new && !(self.request.follow_image && *at == VERSION))
-            .map(|((_, field), _)| *field)
-            .collect()
     }
 
     async fn follow(&self, tx: &mut Tx<'_>, instance: InstanceKey) -> Result<bool> {
@@ -221,6 +218,9 @@ impl Start {
         tx.execute_one(&INSERT_START, args).await?;
         let event = NewEvent::new(EventKind::Started, workflow.as_str());
         events::append(tx, instance, Attempt::NONE, now, event).await?;
+        if let Some(origin) = &self.origin {
+            retry::take_over(tx, origin, (&request.tenant, &request.id, instance), now).await?;
+        }
         tx.notify(Notice::Wakes);
         Ok(Some(Started { instance, existed: false, image_changed: false }))
     }
@@ -230,26 +230,54 @@ impl Start {
 fn fingerprint(request: &StartRequest, env: &str) -> Vec<u8> {
     let text = |name: Option<&Name>| name.map_or(Vec::new(), |name| name.as_str().as_bytes().to_vec());
     let number = |value: Option<i64>| value.map_or(Vec::new(), |value| value.to_be_bytes().to_vec());
-    let mut input = request.input.encoding.as_str().as_bytes().to_vec();
-    input.push(0);
-    input.extend_from_slice(&request.input.data);
-    let fields: [Vec<u8>; FIELDS.len()] = [
+    digests(&[
         text(Some(&request.image)),
         text(request.version.as_ref()),
         text(request.workflow.as_ref()),
-        input,
+        input_field(&request.input),
         env.as_bytes().to_vec(),
         number(request.limit.map(crate::domain::time::span)),
         number(request.start_at.map(|at| at.0)),
         number(Some(i64::from(request.priority))),
-    ];
+    ])
+}
+
+pub(super) fn input_field(input: &Payload) -> Vec<u8> {
+    let mut field = input.encoding.as_str().as_bytes().to_vec();
+    field.push(0);
+    field.extend_from_slice(&input.data);
+    field
+}
+
+pub(super) fn digests(fields: &[Vec<u8>]) -> Vec<u8> {
     fields.iter().flat_map(|field| Sha256::digest(field)[..FIELD].to_vec()).collect()
+}
+
+/// Which fields are not as they were. Whoever follows the image may bring another version.
+pub(super) fn differing(stored: &[u8], given: &[u8], follows_image: bool) -> Vec<&'static str> {
+    if stored.len() != given.len() {
+        return vec!["retry_of"];
+    }
+    let pairs = stored.chunks(FIELD).zip(given.chunks(FIELD));
+    let all = FIELDS.iter().enumerate().zip(pairs);
+    all.filter(|((at, _), (old, new))| old != new && !(follows_image && *at == VERSION))
+        .map(|((_, field), _)| *field)
+        .collect()
 }
 
 impl Store {
     /// Starts an instance, or finds the one that the same request started before. Another
     /// start under the same id is refused with ALREADY_EXISTS and names what differs.
     pub async fn start(&self, request: StartRequest) -> Result<Started> {
+        self.start_as(request, None).await
+    }
+
+    /// As [`Self::start`], perhaps the retry of another.
+    pub(super) async fn start_as(
+        &self,
+        request: StartRequest,
+        origin: Option<Arc<Origin>>,
+    ) -> Result<Started> {
         self.check_payload("start.input", &request.input)?;
         self.check_env(&request.env)?;
         if request.priority > 9 {
@@ -261,7 +289,7 @@ impl Store {
         let mut place = self.known_place(&request.tenant);
         loop {
             let stored = place.as_ref().map(|place| place.before);
-            match self.write_start(Start::new(Arc::clone(&request), stored)).await {
+            match self.write_start(Start::new(Arc::clone(&request), stored, origin.clone())).await {
                 Ok(None) => place = Some(self.place(&request.tenant).await?),
                 Ok(Some(started)) => {
                     if started.existed {
@@ -325,19 +353,31 @@ mod tests {
 
     #[test]
     fn a_fingerprint_names_what_differs() {
-        let first = Start::new(Arc::new(request()), None);
-        assert!(Start::new(Arc::new(request()), None).differs(&first.fingerprint).is_empty());
+        let first = Start::new(Arc::new(request()), None, None);
+        assert!(
+            differing(&first.fingerprint, &Start::new(Arc::new(request()), None, None).fingerprint, false)
+                .is_empty()
+        );
         let other = StartRequest { input: Payload::json("2"), priority: 6, ..request() };
-        assert_eq!(Start::new(Arc::new(other), None).differs(&first.fingerprint), ["input", "priority"]);
+        assert_eq!(
+            differing(&first.fingerprint, &Start::new(Arc::new(other), None, None).fingerprint, false),
+            ["input", "priority"]
+        );
     }
 
     #[test]
     fn who_follows_the_image_may_bring_another_version() {
-        let first = Start::new(Arc::new(request()), None);
+        let first = Start::new(Arc::new(request()), None, None);
         let version = Name::parse("version", "2").expect("valid");
         let next = StartRequest { version: Some(version), ..request() };
-        assert_eq!(Start::new(Arc::new(next.clone()), None).differs(&first.fingerprint), ["version"]);
+        assert_eq!(
+            differing(&first.fingerprint, &Start::new(Arc::new(next.clone()), None, None).fingerprint, false),
+            ["version"]
+        );
         let following = StartRequest { follow_image: true, ..next };
-        assert!(Start::new(Arc::new(following), None).differs(&first.fingerprint).is_empty());
+        assert!(
+            differing(&first.fingerprint, &Start::new(Arc::new(following), None, None).fingerprint, true)
+                .is_empty()
+        );
     }
 }

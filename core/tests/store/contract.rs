@@ -41,6 +41,7 @@ mod quotas;
 mod reads;
 mod register;
 mod replicas;
+mod retry;
 mod signals;
 mod start;
 mod suspend;

@@ -98,6 +98,7 @@ pub(super) fn detail(detail: &InstanceDetail, waiting_for: Option<String>) -> wi
         output: detail.output.as_ref().map(payload),
         checkpoints: narrow(detail.checkpoints),
         unread_signals: narrow(detail.unread_signals),
+        retry_of: detail.retry_of.as_ref().map(ToString::to_string).unwrap_or_default(),
         failure: listed.failure.map(|failure| wire::Failure { details, ..failure }),
         ..listed
     }

@@ -10,7 +10,7 @@ use dormouse_core::{
         time::Micros,
     },
     logging,
-    store::{self, Instance as Row, ListFilter, StartRequest},
+    store::{self, Instance as Row, ListFilter, RetryRequest, StartRequest, Started},
 };
 use dormouse_proto::{call::Refusal, management as wire};
 use tokio::time::Instant;
@@ -28,9 +28,21 @@ const PAGE: u32 = 500;
 impl Context {
     pub(super) async fn start(&self, request: wire::StartInstance) -> Result<wire::StartOutcome, Refusal> {
         let id = if request.id.is_empty() { fresh_id()? } else { parse::id(&request.id)? };
+        let started = if request.retry_of.is_empty() {
+            self.start_new(id.clone(), request).await?
+        } else {
+            self.retry(id.clone(), request).await?
+        };
+        Ok(wire::StartOutcome { instance: Some(self.describe(&id).await?), existed: started.existed })
+    }
+
+    async fn start_new(&self, id: InstanceId, request: wire::StartInstance) -> Result<Started, Refusal> {
+        if request.from_scratch {
+            return Err(parse::invalid("start.from_scratch is set without start.retry_of; leave it out"));
+        }
         let start = StartRequest {
             tenant: self.tenant.clone(),
-            id: id.clone(),
+            id,
             image: parse::image_name("start.image", &request.image)?,
             version: parse::optional_name("start.version", &request.version)?,
             workflow: parse::optional_name("start.workflow", &request.workflow)?,
@@ -38,11 +50,47 @@ impl Context {
             env: variables(request.env)?,
             limit: parse::limit(request.limit_micros)?,
             start_at: (request.start_at != 0).then_some(Micros(request.start_at)),
-            priority: u8::try_from(request.priority).unwrap_or(u8::MAX),
+            priority: u8::try_from(request.priority.unwrap_or(0)).unwrap_or(u8::MAX),
             follow_image: request.follow_image,
         };
-        let started = self.store().start(start).await.map_err(|error| refuse(&error))?;
-        Ok(wire::StartOutcome { instance: Some(self.describe(&id).await?), existed: started.existed })
+        self.store().start(start).await.map_err(|error| refuse(&error))
+    }
+
+    /// As an ended instance was started; what is empty or left out is as it was.
+    async fn retry(&self, id: InstanceId, request: wire::StartInstance) -> Result<Started, Refusal> {
+        if request.follow_image {
+            return Err(parse::invalid(
+                "start.follow_image is set beside start.retry_of; leave one of them out",
+            ));
+        }
+        let version = parse::optional_name("start.version", &request.version)?;
+        let image = match (request.image.as_str(), version) {
+            ("", None) => None,
+            ("", Some(version)) => {
+                return Err(parse::invalid(format!(
+                    "start.version is {:?} without start.image; name the image too",
+                    version.as_str()
+                )));
+            }
+            (name, version) => Some((parse::image_name("start.image", name)?, version)),
+        };
+        let retry = RetryRequest {
+            tenant: self.tenant.clone(),
+            id,
+            retry_of: parse::id(&request.retry_of)?,
+            from_scratch: request.from_scratch,
+            image,
+            workflow: parse::optional_name("start.workflow", &request.workflow)?,
+            input: match request.input {
+                Some(input) => Some(parse::payload("start.input", Some(input))?),
+                None => None,
+            },
+            env: variables(request.env)?,
+            limit: parse::limit(request.limit_micros)?,
+            start_at: (request.start_at != 0).then_some(Micros(request.start_at)),
+            priority: request.priority.map(|priority| u8::try_from(priority).unwrap_or(u8::MAX)),
+        };
+        self.store().retry(retry).await.map_err(|error| refuse(&error))
     }
 
     pub(super) async fn get(&self, request: wire::GetInstance) -> Result<wire::Instance, Refusal> {

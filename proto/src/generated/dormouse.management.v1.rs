@@ -338,9 +338,9 @@ pub struct StartInstance {
     /// 0: now.
     #[prost(int64, tag = "8")]
     pub start_at: i64,
-    /// 0–9; default 5 is sent by clients as 5
-    #[prost(uint32, tag = "9")]
-    pub priority: u32,
+    /// 0–9; default 5 is sent by clients as 5. Left out it is 0, with `retry_of` the origin's.
+    #[prost(uint32, optional, tag = "9")]
+    pub priority: ::core::option::Option<u32>,
     /// `run` only: an existing id keeps its instance, and its image name follows this version.
     #[prost(bool, tag = "10")]
     pub follow_image: bool,

@@ -272,6 +272,7 @@ async fn get_prints_exactly_the_documented_fields_and_run_is_a_client_of_up() {
         "created_at",
         "started_at",
         "ended_at",
+        "retry_of",
     ];
     let places: Vec<_> = fields.iter().map(|field| document.out.find(&format!("\n  \"{field}\":"))).collect();
     assert!(places.is_sorted() && places.iter().all(Option::is_some), "{}", document.out);

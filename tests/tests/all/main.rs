@@ -39,6 +39,7 @@ mod leases;
 mod machines;
 mod postgres_states;
 mod requests;
+mod retry;
 mod signals;
 mod sleeping;
 mod tools;
