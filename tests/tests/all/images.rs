@@ -1,7 +1,10 @@
 //! Images in a cluster: pushed to one node, launched by every one.
 
 use dormouse_management_sdk::{ImageRef, StartInstance, Status};
-use dormouse_tests::machines::{Machine, Machines};
+use dormouse_tests::{
+    machines::{Machine, Machines},
+    wait,
+};
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
 
@@ -59,6 +62,16 @@ async fn bytes_that_are_on_one_node_only_get_into_the_database_when_it_is_back()
     machines.controller(1).push("probe").await;
     machines.start(NODES[0]).await;
     machines.controller(1).until_ended("lost", Status::Completed).await;
+    // Perhaps the node that is back has launched it, and stores the bytes only now.
+    let mut connection = PgConnection::connect(machines.database_url()).await.expect("a database");
+    wait::until("every image is in the database", async || {
+        let missing = sqlx::query("SELECT 1 FROM image WHERE chunks = 0").fetch_all(&mut connection).await;
+        match missing.map_err(|error| error.to_string())?.len() {
+            0 => Ok(()),
+            n => Err(format!("{n} are not")),
+        }
+    })
+    .await;
     machines.kill(NODES[0]);
     machines.controller(1).start(sleeper("found")).await;
     machines.controller(1).until_ended("found", Status::Completed).await;
