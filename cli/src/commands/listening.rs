@@ -48,7 +48,7 @@ async fn greet(ctx: &Ctx, part: ServicePart, name: &str) -> anyhow::Result<Strin
     let read =
         |path: std::path::PathBuf| std::fs::read_to_string(&path).with_context(|| path.display().to_string());
     let address = read(dir.join(format!("{name}.address")))?.trim().to_owned();
-    let authority = read(dir.join("pki/authority.pem"))?;
+    let authority = read(ctx.global.certs()?.join("authority.pem"))?;
     let endpoint = endpoint::client_endpoint()?;
     let (config, server) = match part {
         ServicePart::Core => (endpoint::client_config::<InstanceProtocol>(&authority, None)?, CORE_NAME),

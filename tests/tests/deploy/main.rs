@@ -5,8 +5,11 @@
 
 #![expect(clippy::disallowed_methods, reason = "runs programs that end by themselves")]
 
+mod compose;
+mod containerfile;
 mod readiness;
 mod settings;
+mod topology;
 mod units;
 
 use std::{
