@@ -75,6 +75,7 @@ pub fn with_database(url: &str, database: &str) -> String {
 pub struct Server {
     dir: PathBuf,
     bin: PathBuf,
+    variables: Vec<(String, String)>,
     /// Stops the server and removes the directory when the pipe to it closes: at the drop, and
     /// also when this process is killed.
     _guard: Guard,
@@ -83,12 +84,18 @@ pub struct Server {
 impl Server {
     /// Makes and starts one. It flushes for real.
     pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// The same, with variables of its own.
+    pub fn start_with(variables: &[(&str, String)]) -> Self {
         let bin = find_programs();
         // Short, for a socket's path may have 107 bytes; in a place that another user may enter.
         let dir = tempfile::Builder::new().prefix("dormouse-pg.").tempdir_in("/tmp").expect("a directory");
         let dir = dir.keep();
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).expect("own directory");
-        let server = Self { _guard: Guard::of(&dir, STOP_AND_REMOVE), dir, bin };
+        let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+        let server = Self { _guard: Guard::of(&dir, STOP_AND_REMOVE), dir, bin, variables };
         for folder in ["data", "socket"] {
             let path = server.dir.join(folder);
             fs::create_dir(&path).expect("own directory");
@@ -187,6 +194,7 @@ impl Server {
         let file = fs::File::create(&output).expect("own directory");
         command
             .current_dir("/")
+            .envs(self.variables.iter().cloned())
             .stdin(Stdio::null())
             .stdout(file.try_clone().expect("a descriptor"))
             .stderr(file);

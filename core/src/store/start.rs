@@ -310,9 +310,8 @@ impl Store {
     fn check_env(&self, env: &BTreeMap<String, String>) -> Result<()> {
         let limits = self.limits();
         if env.len() > limits.env_variables {
-            let max = limits.env_variables as u64;
-            let remedy = "pass them in the input";
-            return Err(Error::TooMany { what: "environment variables", max, remedy });
+            let value = format!("{} variables, at most {} are allowed", env.len(), limits.env_variables);
+            return Err(Error::Invalid { field: "start.env", value, remedy: "pass them in the input" });
         }
         let len = env.iter().map(|(name, value)| name.len() + value.len()).sum();
         if len > limits.env_bytes {

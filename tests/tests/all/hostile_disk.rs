@@ -1,13 +1,14 @@
 //! Disks that are full or do not flush: what was acknowledged stays, what was refused had no effect,
 //! and work goes on as soon as the disk does.
 
-use std::fs;
+use std::{fs, os::unix::fs::PermissionsExt};
 
 use dormouse_management_sdk::{Code, ImageRef, StartInstance, Status};
 use dormouse_tests::{
     binaries::binary,
-    cluster::{Cluster, Database, Part},
-    fault::Disk,
+    cluster::{Cluster, Database, Layout, Part},
+    fault::{self, Disk},
+    postgres::Server,
     probe::Probe,
     raw,
 };
@@ -57,7 +58,7 @@ async fn a_disk_that_is_full_during_a_checkpoint_delays_it() {
     let (client, _) = probe.register(1).await;
     client.ask(raw::save("before", b"kept")).await.expect("there is space");
     disk.fill("/dormouse.db");
-    let refusal = client.ask(raw::save("during", &[7; 100_000])).await.expect_err("there is no space");
+    let refusal = client.ask(raw::save("during", &vec![7; 100_000])).await.expect_err("there is no space");
     assert_eq!((refusal.code.as_str(), refusal.retryable), ("UNAVAILABLE", true), "{}", refusal.message);
     assert!(refusal.message.contains("the disk of the database is full"), "{}", refusal.message);
     // What is there is read all the same.
@@ -73,6 +74,33 @@ async fn a_disk_that_is_full_during_a_checkpoint_delays_it() {
     client.ask(raw::save("during", b"now")).await.expect("there is space again");
     let names: Vec<String> = cluster.checkpoints(&probe.id).await.into_iter().map(|c| c.name).collect();
     assert_eq!(names, ["before", "during"], "a refused checkpoint was stored, or an accepted one was not");
+    assert_served(&cluster, "after").await;
+}
+
+#[tokio::test]
+async fn a_server_whose_disk_is_full_delays_a_checkpoint() {
+    // The server's user has to read it.
+    let dir = tempfile::Builder::new().prefix("dormouse-disk.").tempdir_in("/tmp").expect("a directory");
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("own directory");
+    let disk = Disk::in_dir(dir.path());
+    let server = Server::start_with(&disk.variables());
+    let cluster = Cluster::up_on(Layout::Together, &server).await;
+    cluster.push("sleeper").await;
+    let probe = Probe::start(&cluster, "probe").await;
+    let (client, _) = probe.register(1).await;
+    client.ask(raw::save("before", b"kept")).await.expect("there is space");
+    disk.fill("/base/");
+    // So large that its table must grow, and not to be compressed.
+    let mut large = vec![0; 1 << 20];
+    fault::random().fill(&mut large);
+    let refusal = client.ask(raw::save("during", &large)).await.expect_err("there is no space");
+    assert_eq!((refusal.code.as_str(), refusal.retryable), ("UNAVAILABLE", true), "{}", refusal.message);
+    assert!(refusal.message.contains("the disk of the database is full"), "{}", refusal.message);
+    assert_eq!(cluster.checkpoints(&probe.id).await.len(), 1, "what is there is read all the same");
+    disk.heal();
+    client.ask(raw::save("during", &large)).await.expect("there is space again");
+    let names: Vec<String> = cluster.checkpoints(&probe.id).await.into_iter().map(|c| c.name).collect();
+    assert_eq!(names, ["before", "during"]);
     assert_served(&cluster, "after").await;
 }
 

@@ -26,17 +26,17 @@ on_both! {
 }
 
 /// A controller that says what no SDK would.
-struct Controller {
+pub(crate) struct Controller {
     stranger: Stranger,
     next: u64,
 }
 
 impl Controller {
-    async fn connect(cluster: &Cluster) -> Self {
+    pub(crate) async fn connect(cluster: &Cluster) -> Self {
         Self { stranger: Door::Environment.greet(&cluster.data_dir()).await, next: 2 }
     }
 
-    async fn ask(&mut self, operation: Operation) -> Result<Outcome, Error> {
+    pub(crate) async fn ask(&mut self, operation: Operation) -> Result<Outcome, Error> {
         let id = self.next;
         self.next += 1;
         let frame = ClientFrame { id, operation: Some(operation) }.encode_to_vec();
@@ -163,7 +163,7 @@ async fn an_upload_that_breaks_off_leaves_nothing(database: Database) {
     for number in 0..20 {
         let mut client = Controller::connect(&cluster).await;
         let upload = client.begin(1 << 20, &[number; 32]).await.expect("it begins");
-        client.chunk(upload, 0, &[number; 100_000]).await.expect("it is stored");
+        client.chunk(upload, 0, &vec![number; 100_000]).await.expect("it is stored");
         if number % 2 == 0 {
             client.stranger.connection.close(0_u32.into(), b"");
         }

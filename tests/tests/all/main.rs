@@ -20,6 +20,7 @@ mod command;
 mod configuration;
 mod credentials;
 mod hostile_disk;
+mod hostile_fields;
 mod hostile_frames;
 mod hostile_uploads;
 mod images;

@@ -89,7 +89,7 @@ async fn environment_variables_are_limited(db: TestDb) {
         let env = pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         code(store.start(StartRequest { env, ..db::request("a") }).await)
     };
-    assert_eq!(try_env(&db.store, &[("A", "1"), ("B", "2"), ("C", "3")]).await, "RESOURCE_EXHAUSTED");
+    assert_eq!(try_env(&db.store, &[("A", "1"), ("B", "2"), ("C", "3")]).await, "INVALID_ARGUMENT");
     assert_eq!(try_env(&db.store, &[("A", &"1".repeat(20))]).await, "INVALID_ARGUMENT");
     assert_eq!(try_env(&db.store, &[("A=B", "1")]).await, "INVALID_ARGUMENT");
     assert_eq!(try_env(&db.store, &[("", "1")]).await, "INVALID_ARGUMENT");
