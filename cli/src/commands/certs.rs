@@ -122,11 +122,10 @@ async fn replace(ctx: &Ctx, dir: Option<PathBuf>, flags: Flags<DatabaseOnly>) ->
     let replaced = authority::replace(&ours, &store, &host_name()).await;
     store.close().await;
     if ctx.screen.format == Format::Table {
-        say(match replaced? {
-            true => {
-                "the cluster has this authority now; issue certificates of it to every machine before its next start"
-            }
-            false => "the cluster has this authority already",
+        say(if replaced? {
+            "the cluster has this authority now; issue certificates of it to every machine before its next start"
+        } else {
+            "the cluster has this authority already"
         });
     } else {
         replaced?;

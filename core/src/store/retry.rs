@@ -214,9 +214,10 @@ pub(super) async fn take_over(
     let row = life::lock(tx, origin.key, tenant).await?.ok_or_else(missing)?;
     tx.fetch_optional(&BEGUN, args![origin.key]).await?.ok_or_else(missing)?;
     tx.execute_one(&POINT, args![&origin.id, instance]).await?;
-    let taken = match origin.from_scratch {
-        true => 0,
-        false => tx.execute(&TAKE_OVER, args![origin.key, instance, FAILURE_TYPE]).await?,
+    let taken = if origin.from_scratch {
+        0
+    } else {
+        tx.execute(&TAKE_OVER, args![origin.key, instance, FAILURE_TYPE]).await?
     };
     // The release before knows no kind of its own for this.
     let message = format!("retries {}, with {taken} of its checkpoints", origin.id);

@@ -23,7 +23,7 @@ async fn fixable(ctx: Context, item: String) -> Result<String> {
     ctx.sleep("nap", Duration::from_millis(1)).await?;
     ctx.step("ship", async || {
         note(&ctx, "ship")?;
-        if is_mended().map_err(failed)? {
+        if is_mended().map_err(|error| failed(&error))? {
             return Ok(());
         }
         Err(Failure::new("NO_CARRIER", "this version knows no carrier").permanent())
@@ -37,7 +37,7 @@ fn note(ctx: &Context, step: &str) -> Result<String> {
     let path = env::var_os("DORMOUSE_TALLY_FILE").unwrap_or_default();
     let file = OpenOptions::new().create(true).append(true).open(path);
     let line = format!("{} {step}\n", ctx.instance_id());
-    file.and_then(|mut file| file.write_all(line.as_bytes())).map_err(failed)?;
+    file.and_then(|mut file| file.write_all(line.as_bytes())).map_err(|error| failed(&error))?;
     Ok(ctx.instance_id().to_owned())
 }
 
@@ -49,6 +49,6 @@ fn is_mended() -> io::Result<bool> {
     Ok(end == MENDED)
 }
 
-fn failed(error: io::Error) -> Failure {
+fn failed(error: &io::Error) -> Failure {
     Failure::new("NOT_NOTED", error.to_string()).permanent()
 }
