@@ -369,8 +369,8 @@ pub(crate) enum Certs {
     },
     /// Give the cluster another authority, when the old one has expired or its key is lost
     #[command(after_help = "\
-Every service must be stopped, and must get certificates of the new authority before it starts again. Workflows
-that run then cannot reach core any more and are launched anew.")]
+Every service must be stopped, and must get certificates of the new authority before it starts again. A workflow's
+process that still runs then never reaches core again: end it, and its instance is launched anew.")]
     Replace {
         /// The folder of the new one [default: that of this machine's services] [env: DORMOUSE_CERTS]
         dir: Option<PathBuf>,

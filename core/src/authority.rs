@@ -79,10 +79,10 @@ impl Coded for Error {
 /// Opens the certificates in `dir` for a service on `store`, and makes them where that is right: on a new cluster,
 /// and on one machine with SQLite. `here` is this machine's name.
 pub async fn open(dir: &Path, store: &Store, here: &str) -> Result<Authority, Error> {
-    let known = store.authority().await?;
-    let may_create = known.is_none() || store.kind() == Kind::Sqlite;
+    let before = store.authority().await?;
+    let may_create = before.is_none() || store.kind() == Kind::Sqlite;
     let Some(authority) = read(dir, may_create).await? else {
-        let known = known.expect("without one we make ours");
+        let known = before.expect("without one we make ours");
         return Err(Error::Missing {
             dir: dir.to_owned(),
             cluster: fingerprint(&known)?,
@@ -97,8 +97,8 @@ pub async fn open(dir: &Path, store: &Store, here: &str) -> Result<Authority, Er
     if own == cluster {
         return Ok(authority);
     }
-    if authority.is_new() && store.kind() == Kind::Sqlite && store.replace_authority(&known.pem, ours).await?
-    {
+    let gone = authority.is_new() && before.is_some(); // on SQLite, or it would not have been made
+    if gone && store.replace_authority(&known.pem, ours).await? {
         warn!(dir = %dir.display(), "the certificates of this database were gone; there are new ones now");
         return Ok(authority);
     }

@@ -60,7 +60,7 @@ pub use images::{Image, ImageRef};
 pub use instance::{Failure, Instance, Progress, Status};
 pub use instances::{InstancePage, ListInstances, StartInstance, Started};
 pub use logs::{LogChunk, LogFollower, LogRead, Stream};
-pub use nodes::{Drain, Health, Node};
+pub use nodes::{Certificate, Drain, Health, Node};
 pub use payload::{Encoding, Payload};
 pub use retention::Pruned;
 pub use target::{Authority, Target, default_data_dir};

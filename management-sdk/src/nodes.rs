@@ -23,6 +23,28 @@ pub struct Health {
     pub slots_in_use: u32,
     /// Where core listens for workflows.
     pub core_address: String,
+    /// Of the node's machine: what expires when.
+    pub certificates: Vec<Certificate>,
+    /// Whose instances and images this client sees.
+    pub tenant: String,
+    /// What it may do: `reader`, `operator`, `admin` or `cluster`.
+    pub role: String,
+}
+
+/// A certificate of the services.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificate {
+    /// `authority`, `core`, `environment` or `administrator`.
+    pub name: String,
+    /// When nobody accepts it any more.
+    pub expires_at: Timestamp,
+}
+
+impl Certificate {
+    fn from_wire(certificate: wire::Certificate) -> Self {
+        let wire::Certificate { name, expires_at } = certificate;
+        Self { name, expires_at: Timestamp::from_micros(expires_at) }
+    }
 }
 
 /// What was asked of a node, until it is taken back.
@@ -128,6 +150,9 @@ impl Client {
                 slots: report.slots,
                 slots_in_use: report.slots_in_use,
                 core_address: report.core_address,
+                certificates: report.certificates.into_iter().map(Certificate::from_wire).collect(),
+                tenant: report.tenant,
+                role: report.role,
             }),
             other => Err(unexpected(&other)),
         })

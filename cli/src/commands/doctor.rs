@@ -10,12 +10,13 @@ use std::{
     fs,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::Path,
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use anstyle::{AnsiColor, Style};
+use dormouse_core::server::host_name;
 use dormouse_management_sdk::Client;
-use dormouse_proto::identity::{Authority, Role};
+use dormouse_proto::identity::{Authority, Role, WARN_BELOW};
 
 use super::{Ctx, client_options};
 use crate::{
@@ -24,8 +25,6 @@ use crate::{
     output::{bytes, print, print_json, span},
 };
 
-/// Certificates that expire sooner than this are worth a line.
-const SOON: Duration = Duration::from_hours(30 * 24);
 /// Below this a database may fail to grow, in bytes.
 const FREE_MIN: u64 = 1 << 30;
 
@@ -73,7 +72,7 @@ pub(crate) async fn doctor(ctx: &Ctx, args: Doctor) -> anyhow::Result<Exit> {
     let mut findings = machine::findings();
     findings.push(data_directory(&dir));
     findings.extend(free_space(&dir));
-    findings.extend(certificates(&dir));
+    findings.extend(certificates(&ctx.global.certs()?));
     findings.extend(services(ctx).await);
     match ctx.screen.format {
         Format::Json => print_json(&findings.iter().map(document).collect::<Vec<_>>())?,
@@ -134,21 +133,20 @@ fn free_space(dir: &Path) -> Option<Finding> {
 }
 
 /// The authority and what it has issued. Nothing is made here.
-fn certificates(dir: &Path) -> Vec<Finding> {
+fn certificates(pki: &Path) -> Vec<Finding> {
     const WHAT: &str = "certificates";
-    let pki = dir.join("pki");
-    if !pki.join("authority.pem").exists() {
-        return vec![Finding::good(WHAT, "none yet; the first `dormouse up` makes them")];
-    }
-    let authority = match Authority::open_or_create(&pki) {
-        Ok(authority) => authority,
+    let authority = match Authority::open(pki) {
+        Ok(Some(authority)) => authority,
+        Ok(None) => return vec![Finding::good(WHAT, "none yet; the first `dormouse up` makes them")],
         Err(error) => return vec![Finding::bad(WHAT, error.to_string(), "")],
     };
     let mut findings = Vec::new();
     match authority.authority_expiry() {
-        Ok(at) => {
-            findings.push(expiry("authority", at, "certificates of another authority are needed by then"))
-        }
+        Ok(at) => findings.push(expiry(
+            "authority",
+            at,
+            "make a new one as docs/certificates.md says under \"A new authority\"",
+        )),
         Err(error) => findings.push(Finding::bad("authority", error.to_string(), "")),
     }
     let roles = [
@@ -156,12 +154,28 @@ fn certificates(dir: &Path) -> Vec<Finding> {
         ("environment's certificate", Role::Environment),
         ("administrator's certificate", Role::Administrator),
     ];
+    let here = pki.display();
     for (what, role) in roles {
-        match authority.expiry(role) {
-            Ok(Some(at)) => {
-                findings.push(expiry(what, at, "it is renewed at the next start of the services"))
+        let client = if role == Role::Administrator { " --client" } else { "" };
+        let remedy = match authority.has_key() {
+            true => "running services renew it; start them with `dormouse up`".to_owned(),
+            false => format!(
+                "where the authority's key is, run `dormouse certs issue {} --out DIR{client}`; copy what DIR holds \
+                 into {here}: running services take it over",
+                host_name()
+            ),
+        };
+        match authority.leaf(role) {
+            Ok(Some(leaf)) if !leaf.usable && !leaf.has_expired() => {
+                findings.push(Finding::bad(what, "is of another authority, or its key is missing", remedy));
             }
-            Ok(None) => findings.push(Finding::good(what, "none yet; made when it is needed")),
+            Ok(Some(leaf)) => findings.push(expiry(what, leaf.expires, &remedy)),
+            Ok(None) if authority.has_key() => {
+                findings.push(Finding::good(what, "none yet; made when it is needed"));
+            }
+            // Tokens do as well.
+            Ok(None) if role == Role::Administrator => findings.push(Finding::good(what, "none here")),
+            Ok(None) => findings.push(Finding::bad(what, "is missing", remedy)),
             Err(error) => findings.push(Finding::bad(what, error.to_string(), "")),
         }
     }
@@ -171,7 +185,7 @@ fn certificates(dir: &Path) -> Vec<Finding> {
 fn expiry(what: &'static str, at: SystemTime, remedy: &str) -> Finding {
     match at.duration_since(machine::now()) {
         Err(_) => Finding::bad(what, "has expired", remedy),
-        Ok(left) if left < SOON => Finding::poor(what, format!("expires in {}", span(left)), remedy),
+        Ok(left) if left < WARN_BELOW => Finding::poor(what, format!("expires in {}", span(left)), remedy),
         Ok(left) => Finding::good(what, format!("valid for {}", span(left))),
     }
 }
@@ -255,6 +269,8 @@ fn report(findings: &[Finding]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -272,7 +288,7 @@ mod tests {
     #[test]
     fn looking_at_certificates_makes_none() {
         let dir = tempfile::tempdir().expect("a folder");
-        certificates(dir.path());
+        certificates(&dir.path().join("pki"));
         assert!(!dir.path().join("pki").exists());
     }
 
@@ -280,8 +296,8 @@ mod tests {
     fn an_expiry_is_bad_when_it_is_over_and_poor_when_it_is_near() {
         let now = machine::now();
         assert_eq!(expiry("x", now - Duration::from_secs(1), "").verdict, Verdict::Bad);
-        assert_eq!(expiry("x", now + SOON / 2, "").verdict, Verdict::Poor);
-        assert_eq!(expiry("x", now + SOON * 2, "").verdict, Verdict::Good);
+        assert_eq!(expiry("x", now + WARN_BELOW / 2, "").verdict, Verdict::Poor);
+        assert_eq!(expiry("x", now + WARN_BELOW * 2, "").verdict, Verdict::Good);
     }
 
     #[test]

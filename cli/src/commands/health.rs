@@ -1,12 +1,13 @@
 //! `health`: the services about themselves.
 
-use dormouse_management_sdk::Health;
+use dormouse_management_sdk::{Certificate, Health};
+use dormouse_proto::identity::WARN_BELOW;
 
 use super::Ctx;
 use crate::{
     args::Format,
     exit::Exit,
-    output::{facts, print, print_json, rfc3339},
+    output::{facts, now, print, print_json, rfc3339, span},
 };
 
 pub(crate) async fn health(ctx: &Ctx) -> anyhow::Result<Exit> {
@@ -23,6 +24,12 @@ pub(crate) async fn health(ctx: &Ctx) -> anyhow::Result<Exit> {
             "slots_in_use": health.slots_in_use,
             "core_address": health.core_address,
             "problems": health.problems,
+            "certificates": health.certificates.iter().map(|certificate| serde_json::json!({
+                "name": certificate.name,
+                "expires_at": rfc3339(certificate.expires_at),
+            })).collect::<Vec<_>>(),
+            "tenant": health.tenant,
+            "role": health.role,
         }))?,
         Format::Ids => print(&format!("{}\n", health.node))?,
         Format::Table => print(&portrait(&health))?,
@@ -40,6 +47,16 @@ fn portrait(health: &Health) -> String {
         ("Node", health.node.clone()),
         ("Slots", format!("{} of {} in use", health.slots_in_use, health.slots)),
         ("Core", health.core_address.clone()),
+        ("You are", format!("{} of tenant {}", health.role, health.tenant)),
     ]);
+    let soon =
+        health.certificates.iter().filter(|certificate| certificate.expires_at.since(now()) < WARN_BELOW);
+    lines.extend(soon.map(|Certificate { name, expires_at }| {
+        let left = span(expires_at.since(now()));
+        (
+            "Warning",
+            format!("the certificate of {name} expires in {left}; see `dormouse doctor` on that machine"),
+        )
+    }));
     facts(&lines)
 }

@@ -17,6 +17,7 @@
 //! It decides nothing about instances: the store does, by the domain's rules. What is refused is
 //! answered with a code and a sentence, and had no effect (invariant 9). The server never pushes.
 
+mod certificates;
 mod cores;
 mod credential;
 mod describe;

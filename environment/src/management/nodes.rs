@@ -4,6 +4,7 @@ use dormouse_core::store::{Drain, Node, RunningQuota};
 use dormouse_proto::{call::Refusal, management as wire};
 
 use super::{
+    certificates::certificates,
     describe,
     sentence::Capacity,
     server::{Context, ThisNode, refuse},
@@ -19,6 +20,8 @@ impl Context {
             problems.push(error.to_string());
             dormouse_core::domain::time::Micros(0)
         });
+        let (certificates, unfit) = certificates(&self.shared.options.authority).await;
+        problems.extend(unfit);
         Ok(wire::HealthReport {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             database: self.store().kind().as_str().to_owned(),
@@ -30,7 +33,7 @@ impl Context {
             core_address: this.core_address,
             tenant: self.tenant.to_string(),
             role: self.credential.role.as_str().to_owned(),
-            ..wire::HealthReport::default()
+            certificates,
         })
     }
 

@@ -90,8 +90,13 @@ impl Facts {
 
     /// How long it is still valid.
     pub(super) fn left(&self) -> Duration {
-        self.not_after.duration_since(now()).unwrap_or_default()
+        left(self.not_after)
     }
+}
+
+/// How long it is until then; zero if it is over.
+pub(super) fn left(until: SystemTime) -> Duration {
+    until.duration_since(now()).unwrap_or_default()
 }
 
 /// Whether `certificate` is for `key`.

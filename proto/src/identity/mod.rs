@@ -221,6 +221,18 @@ pub struct Leaf {
     pub usable: bool,
 }
 
+impl Leaf {
+    /// How long it is still valid, by this machine's clock.
+    pub fn left(&self) -> Duration {
+        certificate::left(self.expires)
+    }
+
+    /// Whether nobody accepts it any more.
+    pub fn has_expired(&self) -> bool {
+        self.left().is_zero()
+    }
+}
+
 impl fmt::Debug for Authority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Authority").field("dir", &self.dir).finish_non_exhaustive()
