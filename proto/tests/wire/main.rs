@@ -5,5 +5,6 @@ mod handshake;
 mod hostile;
 mod identity;
 mod pair;
+mod renewal;
 mod restart;
 mod trust;
