@@ -313,6 +313,10 @@ async fn a_drained_node_hands_back_what_it_runs_and_stays_drained_until_it_is_to
     for run in &runs {
         assert_eq!(machines.controller(0).attempts(&run.id).await, 2, "{}", run.id);
     }
+    // Asked of the node that no longer has its newest output.
+    let (done, screen) = run_command(&machines, drained, &["get", &runs[0].id]).await;
+    let there = seen(machines.controller(0), &machines, Machine::Node(0)).await.expect("listed");
+    assert!(done && screen.contains("COMPLETED") && screen.contains(&there.address), "{screen}");
     let node = seen(machines.controller(0), &machines, drained).await.expect("listed");
     assert_eq!((node.drain, node.draining, node.running), (Drain::Suspend, true, 0), "{node:?}");
     assert!(node.not_claiming.is_some_and(|why| why.starts_with("drained: nothing runs here")));
@@ -340,23 +344,24 @@ async fn invariant_4_of_two_services_with_one_nodes_id_one_ends() {
     assert!(said.contains("if its data directory was copied, remove the file `node`"), "{said}");
 }
 
-/// Runs `dormouse` against node 0; answers what it said on stderr.
+/// Runs `dormouse` against node 0; answers what it said.
 async fn command(machines: &Machines, arguments: &[&str]) -> String {
-    let (done, said) = run_command(machines, arguments).await;
+    let (done, said) = run_command(machines, Machine::Node(0), arguments).await;
     assert!(done, "{arguments:?}: {said}");
     said
 }
 
 async fn command_fails(machines: &Machines, arguments: &[&str]) -> String {
-    let (done, said) = run_command(machines, arguments).await;
+    let (done, said) = run_command(machines, Machine::Node(0), arguments).await;
     assert!(!done, "{arguments:?} was done: {said}");
     said
 }
 
 #[expect(clippy::disallowed_methods, reason = "a test runs the command as people do")]
-async fn run_command(machines: &Machines, arguments: &[&str]) -> (bool, String) {
+async fn run_command(machines: &Machines, asked: Machine, arguments: &[&str]) -> (bool, String) {
     let mut command = tokio::process::Command::new(binary("dormouse"));
-    command.args(arguments).arg("--data-dir").arg(machines.data_dir(Machine::Node(0))).kill_on_drop(true);
+    command.args(arguments).arg("--data-dir").arg(machines.data_dir(asked)).kill_on_drop(true);
     let output = command.output().await.expect("it can be run");
-    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&said).into_owned())
 }
