@@ -24,8 +24,8 @@ fn long(bytes: usize) -> String {
     "x".repeat(bytes)
 }
 
-fn payload(bytes: usize) -> Option<Payload> {
-    Some(Payload { data: vec![b'x'; bytes], encoding: "raw".to_owned(), type_name: String::new() })
+fn payload(bytes: usize) -> Payload {
+    Payload { data: vec![b'x'; bytes], encoding: "raw".to_owned(), type_name: String::new() }
 }
 
 /// A start that would be accepted.
@@ -40,7 +40,7 @@ fn start() -> StartInstance {
 
 fn signal() -> SignalInstance {
     let name = "go".to_owned();
-    SignalInstance { id: "probe".to_owned(), name, payload: payload(1), dedup: String::new() }
+    SignalInstance { id: "probe".to_owned(), name, payload: Some(payload(1)), dedup: String::new() }
 }
 
 fn started(change: impl FnOnce(&mut StartInstance)) -> Operation {
@@ -77,7 +77,7 @@ fn cases() -> Vec<(Operation, Vec<String>)> {
         (started(|start| start.image = "a\u{7}".to_owned()), control("start.image")),
         (started(|start| start.version = name()), too_long("start.version")),
         (started(|start| start.workflow = name()), too_long("start.workflow")),
-        (started(|start| start.input = payload(PAYLOAD_MAX_BYTES + 1)), too_large("start.input")),
+        (started(|start| start.input = Some(payload(PAYLOAD_MAX_BYTES + 1))), too_large("start.input")),
         (started(|start| start.priority = Some(10)), vec!["start.priority".to_owned(), "10".to_owned()]),
         (started(|start| start.limit_micros = -1), vec!["start.limit".to_owned(), "-1".to_owned()]),
         (
@@ -92,11 +92,14 @@ fn cases() -> Vec<(Operation, Vec<String>)> {
         ),
         (signalled(|signal| signal.name = name()), too_long("signal.name")),
         (signalled(|signal| signal.name = "a\u{7}".to_owned()), control("signal.name")),
-        (signalled(|signal| signal.payload = payload(PAYLOAD_MAX_BYTES + 1)), too_large("signal.payload")),
+        (
+            signalled(|signal| signal.payload = Some(payload(PAYLOAD_MAX_BYTES + 1))),
+            too_large("signal.payload"),
+        ),
         (signalled(|signal| signal.dedup = long(201)), says("signal.dedup", 201, 200)),
         (
             signalled(|signal| {
-                let mut payload = payload(1).expect("one");
+                let mut payload = payload(1);
                 payload.type_name = long(1_001);
                 signal.payload = Some(payload);
             }),
@@ -104,7 +107,7 @@ fn cases() -> Vec<(Operation, Vec<String>)> {
         ),
         (
             signalled(|signal| {
-                let mut payload = payload(1).expect("one");
+                let mut payload = payload(1);
                 payload.encoding = "xml".to_owned();
                 signal.payload = Some(payload);
             }),
@@ -156,5 +159,8 @@ async fn fields_beyond_their_limits_are_refused_by_name(database: Database) {
     assert_eq!(cluster.client().images(None).await.expect("a list").len(), 1);
     // Beside each of those limits all is well.
     client.ask(signalled(|signal| signal.name = long(NAME_MAX_BYTES))).await.expect("the longest name");
-    client.ask(signalled(|signal| signal.payload = payload(PAYLOAD_MAX_BYTES))).await.expect("the largest");
+    client
+        .ask(signalled(|signal| signal.payload = Some(payload(PAYLOAD_MAX_BYTES))))
+        .await
+        .expect("the largest");
 }
