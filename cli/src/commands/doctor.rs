@@ -157,13 +157,14 @@ fn certificates(pki: &Path) -> Vec<Finding> {
     let here = pki.display();
     for (what, role) in roles {
         let client = if role == Role::Administrator { " --client" } else { "" };
-        let remedy = match authority.has_key() {
-            true => "running services renew it; start them with `dormouse up`".to_owned(),
-            false => format!(
+        let remedy = if authority.has_key() {
+            "running services renew it; start them with `dormouse up`".to_owned()
+        } else {
+            format!(
                 "where the authority's key is, run `dormouse certs issue {} --out DIR{client}`; copy what DIR holds \
                  into {here}: running services take it over",
                 host_name()
-            ),
+            )
         };
         match authority.leaf(role) {
             Ok(Some(leaf)) if !leaf.usable && !leaf.has_expired() => {
