@@ -238,16 +238,17 @@ mod tests {
             proxy.set(fault);
             client.set_read_timeout(Some(Duration::from_millis(200))).expect("own socket");
             client.write_all(b"x").expect("taken");
-            assert!(client.read(&mut byte).is_err(), "{fault:?} let it pass");
+            // Not `read`, which a signal interrupts where there is a time-out.
+            assert!(client.read_exact(&mut byte).is_err(), "{fault:?} let it pass");
             proxy.set(Fault::None);
             client.set_read_timeout(Some(Duration::from_mins(1))).expect("own socket");
             client.read_exact(&mut byte).expect("late");
         }
         proxy.reset_all();
-        assert_eq!(client.read(&mut byte).expect_err("reset").kind(), io::ErrorKind::ConnectionReset);
+        assert_eq!(client.read_exact(&mut byte).expect_err("reset").kind(), io::ErrorKind::ConnectionReset);
         proxy.set(Fault::Refuse);
         let mut other = std::net::TcpStream::connect(proxy.address).expect("it listens");
-        assert!(other.read(&mut byte).is_err() || other.write_all(b"x").is_err(), "refused");
+        assert!(other.read_exact(&mut byte).is_err() || other.write_all(b"x").is_err(), "refused");
         drop(proxy);
         thread.join().expect("the echo ended");
     }
