@@ -28,14 +28,16 @@ async fn a_backup_of_running_services_is_whole_and_goes_on(database: Database) {
     for example in [Example::Order, Example::Fixity] {
         cluster.push(example.program()).await;
     }
-    let amount = Amount { files: 150, pace_ms: 40, ..Amount::default() };
+    // Some ten seconds of work: it must be in the middle of it when it is backed up.
+    let amount = Amount { files: 400, pace_ms: 100, ..Amount::default() };
     let mut order = Run::start(&cluster, Example::Order, "order", &amount, &[]).await;
-    let audit = Run::start(&cluster, Example::Fixity, "audit", &amount, &[]).await;
     cluster.until_suspended(&order.id).await;
+    let audit = Run::start(&cluster, Example::Fixity, "audit", &amount, &[]).await;
     until_steps(&audit, 30).await;
 
     let backup = cluster.scratch().join("backup");
     back_up(&cluster, &backup).await;
+    assert_eq!(cluster.get(&audit.id).await.status, Status::Running, "it was too quick to be backed up");
 
     // The world goes on, and is lost.
     until_steps(&audit, 60).await;
