@@ -256,7 +256,8 @@ async fn a_client_that_leaves_is_heard_before_it_is_gone() {
     let Pair { caller, mut callee, connection, .. } = Place::new().pair().await;
     let sent = connection.stats().udp_tx.datagrams;
     caller.finish_and_close("completed").await;
-    assert_eq!(connection.stats().udp_tx.datagrams, sent + 1, "it left before it said so");
+    // An acknowledgement may have left beside it.
+    assert!(connection.stats().udp_tx.datagrams > sent, "it left before it said so");
     assert!(matches!(soon("the goodbye", callee.next()).await, Ok(None)));
     // A second goodbye is no second wait.
     caller.finish_and_close("again").await;
