@@ -136,13 +136,17 @@ impl Cores {
         if self.store.kind() == Kind::Sqlite {
             return Listed::Nobody;
         }
-        let now = Instant::now();
+        let asked = Instant::now();
         let Ok(replicas) = self.store.replicas().await else {
             // Whoever needs the database says so.
             self.watch.missed();
             return Listed::Unknown;
         };
-        self.watch.saw(now, replicas.iter().map(|replica| (replica.lease.clone(), replica.renewals)));
+        self.watch.saw(
+            asked,
+            Instant::now(),
+            replicas.iter().map(|replica| (replica.lease.clone(), replica.renewals)),
+        );
         let is_silent = |replica: &Replica| self.watch.silence(&replica.lease) >= replica.lease_length;
         let silent: BTreeSet<_> =
             replicas.iter().filter(|r| is_silent(r)).map(|r| r.lease.replica.clone()).collect();

@@ -9,10 +9,7 @@
 //! Whoever sees a lost lease takes over, also when another node has marked it: that one may have
 //! died since. It never ends a process, and never judges by the time that a row carries.
 
-use std::{
-    collections::{HashMap, HashSet},
-    time::Duration,
-};
+use std::time::Duration;
 
 use dormouse_core::{
     domain::id::NodeId,
@@ -49,19 +46,10 @@ impl Options {
 /// What has been seen of the others so far.
 #[derive(Debug)]
 struct Watch {
-    options: Options,
+    in_time: Duration,
     own: NodeId,
-    /// When the last look was answered, in time and without a gap before it.
-    last: Option<Instant>,
-    seen: HashMap<NodeId, Seen>,
-}
-
-/// A lease as it stood at `since`, and at every look after it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Seen {
-    epoch: u64,
-    renewals: u64,
-    since: Instant,
+    /// Of each lease how often it was renewed.
+    seen: dormouse_core::watch::Watch<NodeLease, u64>,
 }
 
 /// A lease that was seen unrenewed for its whole length.
@@ -72,39 +60,26 @@ struct Silent {
 }
 
 impl Watch {
-    fn new(options: Options, own: NodeId) -> Self {
-        Self { options, own, last: None, seen: HashMap::new() }
+    fn new(options: &Options, own: NodeId) -> Self {
+        let seen = dormouse_core::watch::Watch::with_longest_gap(options.gap());
+        Self { in_time: options.in_time, own, seen }
     }
 
     /// The database did not answer: whoever could not renew is not to blame.
     fn restart(&mut self) {
-        self.last = None;
-        self.seen.clear();
+        self.seen.missed();
     }
 
     /// A look that began at `asked` was answered at `answered`: whose lease is lost now.
     fn answered(&mut self, asked: Instant, answered: Instant, nodes: &[Node]) -> Vec<Silent> {
-        let late = answered.duration_since(asked) > self.options.in_time;
-        let stopped = self.last.is_some_and(|last| answered.duration_since(last) > self.options.gap());
-        if late || stopped {
-            debug!(late, stopped, "watching the others' leases begins anew");
+        if answered.duration_since(asked) > self.in_time {
+            debug!("late: watching the others' leases begins anew");
             self.restart();
         }
-        self.last = Some(answered);
-        let (mut silent, mut gone) = (Vec::new(), self.seen.keys().cloned().collect::<HashSet<_>>());
-        for node in nodes.iter().filter(|node| node.lease.node != self.own && !node.lost) {
-            gone.remove(&node.lease.node);
-            let now = Seen { epoch: node.lease.epoch, renewals: node.renewals, since: answered };
-            let seen = self.seen.entry(node.lease.node.clone()).or_insert(now);
-            if (seen.epoch, seen.renewals) != (now.epoch, now.renewals) {
-                *seen = now;
-            // From the end of the first look to the begin of this one: both saw the same.
-            } else if asked.saturating_duration_since(seen.since) >= node.lease_length {
-                silent.push(Silent { lease: node.lease.clone(), renewals: node.renewals });
-            }
-        }
-        self.seen.retain(|node, _| !gone.contains(node));
-        silent
+        let others = nodes.iter().filter(|node| node.lease.node != self.own && !node.lost);
+        self.seen.saw(asked, answered, others.clone().map(|node| (node.lease.clone(), node.renewals)));
+        let silent = others.filter(|node| self.seen.silence(&node.lease) >= node.lease_length);
+        silent.map(|node| Silent { lease: node.lease.clone(), renewals: node.renewals }).collect()
     }
 }
 
@@ -113,12 +88,13 @@ impl Watch {
 pub struct Watcher {
     store: Store,
     watch: Watch,
+    every: Duration,
 }
 
 impl Watcher {
     /// For the node `own`, which is left out.
     pub fn new(options: Options, store: Store, own: NodeId) -> Self {
-        Self { store, watch: Watch::new(options, own) }
+        Self { store, watch: Watch::new(&options, own), every: options.every }
     }
 
     /// Watches until `shutdown`. Nothing that goes wrong here ends a node: it is said, and tried
@@ -129,7 +105,7 @@ impl Watcher {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
-                () = sleep(self.watch.options.every) => {}
+                () = sleep(self.every) => {}
             }
         }
     }
@@ -224,7 +200,7 @@ mod tests {
     use Do::{Fail, Look, Pass};
 
     async fn check(what: &str, steps: &[Do]) {
-        let mut watch = Watch::new(Options::for_lease(LEASE), id("a"));
+        let mut watch = Watch::new(&Options::for_lease(LEASE), id("a"));
         for (at, step) in steps.iter().enumerate() {
             match step {
                 Pass(seconds) => tokio::time::advance(Duration::from_secs_f64(*seconds)).await,
@@ -338,7 +314,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_own_lease_and_lost_ones_are_not_watched() {
-        let mut watch = Watch::new(Options::for_lease(LEASE), id("a"));
+        let mut watch = Watch::new(&Options::for_lease(LEASE), id("a"));
         let lost = Node { lost: true, ..node("b", 1, 1) };
         for _ in 0..10 {
             let now = Instant::now();
@@ -352,7 +328,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn each_node_has_the_length_that_its_row_says() {
-        let mut watch = Watch::new(Options::for_lease(LEASE), id("a"));
+        let mut watch = Watch::new(&Options::for_lease(LEASE), id("a"));
         let quick = Node { lease_length: Duration::from_secs(3), ..node("quick", 1, 1) };
         let nodes = [quick, node("slow", 1, 1)];
         let mut lost = Vec::new();

@@ -153,7 +153,7 @@ impl Presence {
 
     /// Forgets replicas that were killed and never came back.
     async fn tidy_up(&mut self) {
-        let now = Instant::now();
+        let asked = Instant::now();
         let replicas = match self.store.replicas().await {
             Ok(replicas) => replicas,
             Err(error) => {
@@ -161,7 +161,11 @@ impl Presence {
                 return self.watch.missed();
             }
         };
-        self.watch.saw(now, replicas.iter().map(|replica| (replica.lease.clone(), replica.renewals)));
+        self.watch.saw(
+            asked,
+            Instant::now(),
+            replicas.iter().map(|replica| (replica.lease.clone(), replica.renewals)),
+        );
         for replica in replicas {
             if self.watch.silence(&replica.lease) >= FORGET_AFTER {
                 self.forget(&replica.lease.replica, &replica.lease, replica.renewals).await;

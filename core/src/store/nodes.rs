@@ -39,7 +39,7 @@ pub struct NewNode {
 }
 
 /// The right to claim for a node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct NodeLease {
     /// Which node.
     pub node: NodeId,
