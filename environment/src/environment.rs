@@ -314,7 +314,7 @@ impl Environment {
         // One machine's node has nobody to watch.
         if self.store.kind() == Kind::Postgres {
             let options = watch::Options::for_lease(self.store.lease());
-            let watcher = Watcher::new(options, self.store.clone(), self.lease.node.clone());
+            let watcher = Watcher::new(&options, self.store.clone(), self.lease.node.clone());
             let stop = let_go.clone();
             let looking = async move {
                 watcher.run(stop).await;

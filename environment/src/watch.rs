@@ -93,8 +93,8 @@ pub struct Watcher {
 
 impl Watcher {
     /// For the node `own`, which is left out.
-    pub fn new(options: Options, store: Store, own: NodeId) -> Self {
-        Self { store, watch: Watch::new(&options, own), every: options.every }
+    pub fn new(options: &Options, store: Store, own: NodeId) -> Self {
+        Self { store, watch: Watch::new(options, own), every: options.every }
     }
 
     /// Watches until `shutdown`. Nothing that goes wrong here ends a node: it is said, and tried
