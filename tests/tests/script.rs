@@ -47,8 +47,14 @@ impl Run {
         );
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../test");
         let says = folder.join(name);
-        let mut command = Command::new(script);
-        command.args(arguments).env("PATH", path.expect("a PATH")).env("CARGO_SAYS", &says);
+        // Whoever started us in the background may have us ignore Ctrl-C, and so would our children.
+        let mut command = Command::new("env");
+        command
+            .arg("--default-signal=INT")
+            .arg(script)
+            .args(arguments)
+            .env("PATH", path.expect("a PATH"))
+            .env("CARGO_SAYS", &says);
         command.env_remove(postgres::URL_VARIABLE).env_remove("DORMOUSE_TEST_LONG").env_remove("TMPDIR");
         command.env(previous::VARIABLE, previous::directory());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
