@@ -104,9 +104,7 @@ fn admit(
         format!("RESOURCE_EXHAUSTED: tenant {tenant} has {max} connections, which is the limit")
     })?;
     place.known();
-    callee.trust();
-    callee.within(member.allowance());
-    callee.within(shared.all.clone());
+    callee.admit(&member, &shared.all);
     Ok(member)
 }
 

@@ -350,9 +350,7 @@ fn admit(
         Refusal::new(Code::ResourceExhausted, message)
     })?;
     place.known();
-    callee.trust();
-    callee.within(member.allowance());
-    callee.within(shared.all.clone());
+    callee.admit(&member, &shared.all);
     Ok(member)
 }
 

@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::budget::{Allowance, Budget, Share};
 use super::outbox::{Outbox, send_alone};
-use super::{CallError, Closing, Frame, Protocol, Refusal};
+use super::{CallError, Closing, Frame, Member, Protocol, Refusal};
 use crate::code::Code;
 use crate::frame::{self, FrameError, FrameReader};
 use crate::limits;
@@ -110,9 +110,12 @@ impl<P: Protocol> Callee<P> {
         connection.set_max_concurrent_uni_streams(VarInt::from_u32(limits::BULK_STREAMS));
     }
 
-    /// Counts the connection's requests from now on also as those of `allowance`.
-    pub fn within(&mut self, allowance: Allowance) {
-        self.budget.within(allowance);
+    /// The client has proved whose it is: it may send more ([`Self::trust`]), as far as the others of its
+    /// group, and all who count in `all`, leave it room. Hold `member` as long as the connection.
+    pub fn admit(&mut self, member: &Member, all: &Allowance) {
+        self.trust();
+        self.budget.within(member.allowance());
+        self.budget.within(all.clone());
     }
 
     async fn hear(
