@@ -40,7 +40,7 @@ macro_rules! migrations {
 }
 
 /// Every step, in order.
-pub const ALL: &[Migration] = migrations!["0001" "initial", "0002" "cluster"];
+pub const ALL: &[Migration] = migrations!["0001" "initial", "0002" "cluster", "0003" "speed"];
 
 /// "0001" is 1.
 const fn parse_number(text: &str) -> u32 {

@@ -219,17 +219,12 @@ impl Machines {
         place.service = Some(service);
     }
 
-    /// Nodes find the cores by the list in the database; those of 0.1.0 know no list and are told.
     fn arguments(&mut self, machine: Machine) -> Vec<String> {
         let home = self.data_dir(machine).display().to_string();
         let url = self.place(machine).database.clone().unwrap_or_else(|| self.database_url().to_owned());
         let mut arguments = vec!["--data-dir".to_owned(), home, "--database".to_owned(), url];
         // Ports of their own; a service takes the same one again when it comes back.
         arguments.extend(["--listen".to_owned(), "127.0.0.1:0".to_owned()]);
-        if matches!(machine, Machine::Node(_)) && self.place(machine).release == Release::Previous {
-            let cores: Vec<String> = self.cores().map(|core| self.core_address(core)).collect();
-            arguments.extend(["--core".to_owned(), cores.join(",")]);
-        }
         arguments.extend(self.place(machine).arguments.iter().cloned());
         arguments
     }

@@ -97,10 +97,8 @@ async fn both_releases_share_a_database() {
     machines.start_all().await;
     let mut runs = Vec::new();
     for (round, sdk) in [Release::Previous, Release::This].into_iter().enumerate() {
-        // 0.1.0 keeps images on the node that got them: each node gets each.
         for program in Example::ALL.map(Example::program) {
-            machines.controller(0).push_of(sdk, program).await;
-            machines.controller(1).push_of(sdk, program).await;
+            machines.controller(round).push_of(sdk, program).await;
         }
         for node in [0, 1] {
             for example in Example::ALL {
