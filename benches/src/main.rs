@@ -1,44 +1,72 @@
-//! The benchmark program of Dormouse: one subcommand per question.
+//! The benchmark program of Dormouse: it measures what the machine can do, then what Dormouse does, in one
+//! run, and holds the one against the other.
 //!
-//! Machines are shared and noisy, so each figure stands beside a limit that was measured in the
-//! same run, and what counts is the ratio. Medians of rounds, with their range.
+//! Machines are shared and noisy, so no absolute number is judged where there is a limit: what counts is the
+//! ratio. Real services as real processes, real durability, medians of rounds with their range.
 //!
-//! `store` asks what the store adds to what the disk must do anyway. The questions about whole
-//! services (launches, wakes, resumes, memory) are not answered here yet.
+//! [`registry`] says what can be measured; `limits` and `workloads` have a file for each.
 
-mod store;
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a benchmark measures real time, starts processes and reads where its programs are"
+)]
 
-use std::path::PathBuf;
+mod args;
+mod context;
+mod figure;
+mod limits;
+mod machine;
+mod postgres;
+mod programs;
+mod registry;
+mod workloads;
 
-use clap::{Parser, Subcommand};
+use clap::Parser as _;
 
-#[derive(Parser)]
-#[command(name = "dormouse-benches", about = "Measures Dormouse against limits of the same run")]
-struct Arguments {
-    #[command(subcommand)]
-    question: Question,
-}
-
-#[derive(Subcommand)]
-enum Question {
-    /// What a durable checkpoint costs on SQLite, against one flush of the disk
-    Store {
-        /// Checkpoints in a round
-        #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(64..))]
-        count: u32,
-        /// Rounds; the median counts
-        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
-        rounds: u32,
-        /// A folder on the disk that is meant; not a tmpfs
-        #[arg(long, default_value = ".")]
-        dir: PathBuf,
-    },
-}
+use crate::{
+    args::Arguments,
+    context::Context,
+    registry::{Entry, Findings, Run},
+};
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    match arguments.question {
-        Question::Store { count, rounds, dir } => runtime.block_on(store::measure(count, rounds, &dir)),
+    runtime.block_on(run(&arguments))
+}
+
+async fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let entries = registry::chosen(&arguments.names)?;
+    let context = Context::prepare(arguments).await?;
+    for entry in &entries {
+        let found = measure(&context, entry).await?;
+        for figure in &found.figures {
+            println!("{} {:?} {} {:?}", figure.id, figure.store, figure.median(), figure.rounds);
+        }
+    }
+    Ok(())
+}
+
+/// One entry, on each store if it has to do with them.
+async fn measure(context: &Context, entry: &Entry) -> anyhow::Result<Findings> {
+    match entry.run {
+        Run::Once(run) => {
+            eprintln!("{}", entry.name);
+            run(context).await
+        }
+        Run::OnEach(run) => {
+            let mut all = Findings::default();
+            for store in context.stores() {
+                eprintln!("{} on {}", entry.name, store.name());
+                let mut found = run(context, *store).await?;
+                for figure in &mut found.figures {
+                    figure.store = Some(*store);
+                }
+                all.figures.append(&mut found.figures);
+                all.sections.append(&mut found.sections);
+                all.charts.append(&mut found.charts);
+            }
+            Ok(all)
+        }
     }
 }
