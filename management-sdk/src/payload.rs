@@ -59,13 +59,13 @@ impl Payload {
             Encoding::Json => "json",
             Encoding::Raw => "raw",
         };
-        wire::Payload { data: self.data, encoding: encoding.to_owned(), type_name: self.type_name }
+        wire::Payload { data: self.data.into(), encoding: encoding.to_owned(), type_name: self.type_name }
     }
 
     pub(crate) fn from_wire(payload: wire::Payload) -> Self {
         // An encoding that this release does not know is bytes to it.
         let encoding = if payload.encoding == "json" { Encoding::Json } else { Encoding::Raw };
-        Self { data: payload.data, encoding, type_name: payload.type_name }
+        Self { data: payload.data.into(), encoding, type_name: payload.type_name }
     }
 }
 

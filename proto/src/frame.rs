@@ -200,7 +200,7 @@ mod tests {
     use crate::instance::{ClientFrame, Payload};
 
     fn frame(bytes: usize) -> Payload {
-        Payload { data: vec![7; bytes], encoding: "raw".to_owned(), type_name: String::new() }
+        Payload { data: vec![7; bytes].into(), encoding: "raw".to_owned(), type_name: String::new() }
     }
 
     #[tokio::test]

@@ -331,7 +331,7 @@ async fn save(ledger: &Arc<Ledger>, operation: &Operation, bytes: Vec<u8>) -> Re
 async fn saved(ledger: &Arc<Ledger>, operation: &Operation, stored: Stored) -> Result<Vec<u8>> {
     match (stored.kind, stored.value) {
         (_, Value::Cancelled) => Err(Failure::cancelled()),
-        (Kind::Checkpoint, Value::Payload(payload)) => Ok(payload.data),
+        (Kind::Checkpoint, Value::Payload(payload)) => Ok(payload.data.into()),
         (kind, value) => {
             let reason = "another kind of operation has used this name";
             let stored = Stored { kind, value };

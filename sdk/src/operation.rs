@@ -170,13 +170,17 @@ pub(crate) fn encode<T: Serialize>(what: impl fmt::Display, value: &T) -> Result
             .permanent()
     })?;
     fits(what, data.len())?;
-    Ok(instance::Payload { data, encoding: "json".to_owned(), type_name: type_name::<T>().to_owned() })
+    Ok(instance::Payload {
+        data: data.into(),
+        encoding: "json".to_owned(),
+        type_name: type_name::<T>().to_owned(),
+    })
 }
 
 /// Bytes of the author.
 pub(crate) fn raw(what: impl fmt::Display, data: Vec<u8>) -> Result<instance::Payload> {
     fits(what, data.len())?;
-    Ok(instance::Payload { data, encoding: "raw".to_owned(), type_name: String::new() })
+    Ok(instance::Payload { data: data.into(), encoding: "raw".to_owned(), type_name: String::new() })
 }
 
 fn fits(what: impl fmt::Display, bytes: usize) -> Result<()> {

@@ -205,7 +205,7 @@ fn event(event: Event) -> Operation {
 }
 
 fn payload(data: &[u8]) -> Payload {
-    Payload { data: data.to_vec(), encoding: "raw".to_owned(), type_name: String::new() }
+    Payload { data: data.to_vec().into(), encoding: "raw".to_owned(), type_name: String::new() }
 }
 
 /// What an answer to a checkpoint says is stored: nothing; what was sent, just now; or these bytes,
@@ -226,7 +226,7 @@ pub fn stored(answer: Outcome) -> Stored {
     match answer.stored.map(|stored| stored.value) {
         None => Stored::Nothing,
         Some(None) if !answer.existed => Stored::Sent,
-        Some(Some(stored_checkpoint::Value::Payload(payload))) => Stored::Bytes(payload.data),
+        Some(Some(stored_checkpoint::Value::Payload(payload))) => Stored::Bytes(payload.data.into()),
         Some(other) => panic!("stored is {other:?}"),
     }
 }

@@ -1,10 +1,13 @@
 //! Bytes that belong to an author, and the little that is known about them.
 
-/// Bytes and what they are. The services never look inside.
+use prost::bytes::Bytes;
+
+/// Bytes and what they are. The services never look inside. Cheap to clone: a part of the frame
+/// that they came in, which lives as long as they do.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Payload {
     /// At most `Limits::payload_bytes`.
-    pub data: Vec<u8>,
+    pub data: Bytes,
     /// How to read them.
     pub encoding: Encoding,
     /// The author's type, for the message when decoding fails; may be empty.
@@ -43,7 +46,7 @@ impl Encoding {
 impl Payload {
     /// A JSON text.
     pub fn json(text: impl Into<Vec<u8>>) -> Self {
-        Self { data: text.into(), encoding: Encoding::Json, type_name: String::new() }
+        Self { data: Bytes::from(text.into()), encoding: Encoding::Json, type_name: String::new() }
     }
 }
 

@@ -246,7 +246,7 @@ fn read_output(row: &Row) -> Result<Option<Payload>> {
     use crate::domain::payload::Encoding;
     let Some(data) = row.opt_blob("output")? else { return Ok(None) };
     let encoding = row.parsed("output_encoding", Encoding::parse)?;
-    Ok(Some(Payload { data, encoding, type_name: row.text("output_type")? }))
+    Ok(Some(Payload { data: data.into(), encoding, type_name: row.text("output_type")? }))
 }
 
 pub(super) fn read_priority(row: &Row) -> Result<u8> {

@@ -1,5 +1,7 @@
 //! The three columns of a payload, in every table that has one.
 
+use prost::bytes::Bytes;
+
 use super::{error::Result, sql::Row};
 use crate::domain::payload::{Encoding, Payload};
 
@@ -22,7 +24,7 @@ pub(super) fn read(row: &Row) -> Result<Option<Payload>> {
 pub(super) fn read_from(row: &Row, data: &'static str) -> Result<Option<Payload>> {
     let Some(data) = row.opt_blob(data)? else { return Ok(None) };
     Ok(Some(Payload {
-        data,
+        data: data.into(),
         encoding: row.parsed("encoding", Encoding::parse)?,
         type_name: row.text("type_name")?,
     }))
@@ -35,5 +37,5 @@ pub(super) fn cut(text: &mut String, max: usize) {
 
 /// Bytes of our own that are no JSON.
 pub(super) fn raw(data: &[u8], type_name: &str) -> Payload {
-    Payload { data: data.to_vec(), encoding: Encoding::Raw, type_name: type_name.to_owned() }
+    Payload { data: Bytes::copy_from_slice(data), encoding: Encoding::Raw, type_name: type_name.to_owned() }
 }

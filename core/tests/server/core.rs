@@ -235,7 +235,7 @@ pub(crate) fn operation(name: &str) -> OperationName {
 }
 
 pub(crate) fn json(data: impl Into<Vec<u8>>) -> Payload {
-    Payload { data: data.into(), encoding: "json".to_owned(), type_name: "a::Type".to_owned() }
+    Payload { data: data.into().into(), encoding: "json".to_owned(), type_name: "a::Type".to_owned() }
 }
 
 pub(crate) fn step(name: &str, data: impl Into<Vec<u8>>) -> Checkpoint {

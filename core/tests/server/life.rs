@@ -171,7 +171,7 @@ async fn an_input_of_the_largest_size_leaves_the_rest_for_later(db: TestDb) {
     let core = Core::new(db);
     let lease = core.db.node("node-a").await;
     let mut request = db::request("a");
-    request.input.data = vec![b'7'; 4 << 20];
+    request.input.data = vec![b'7'; 4 << 20].into();
     core.db.store.start(request).await.expect("a start");
     let claim = core.db.claim_one(&lease).await;
     let first = core.connect().await;

@@ -132,9 +132,13 @@ mod tests {
     #[test]
     fn payloads_are_checked_as_a_whole() {
         let wire = |data: &[u8], encoding: &str| {
-            Some(wire::Payload { data: data.to_vec(), encoding: encoding.into(), type_name: String::new() })
+            Some(wire::Payload {
+                data: data.to_vec().into(),
+                encoding: encoding.into(),
+                type_name: String::new(),
+            })
         };
-        assert_eq!(payload("start.input", None).expect("null").data, b"null");
+        assert_eq!(payload("start.input", None).expect("null").data.as_ref(), b"null");
         assert!(payload("start.input", wire(b"{\"a\":[1]}", "json")).is_ok());
         assert!(payload("start.input", wire(b"\xff", "raw")).is_ok());
         for (data, encoding, words) in [

@@ -152,8 +152,8 @@ pub struct UnreadSignal {
 /// Bytes and what they are. JSON for everything the SDK encodes; raw for ctx.checkpoint.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Payload {
-    #[prost(bytes = "vec", tag = "1")]
-    pub data: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "bytes", tag = "1")]
+    pub data: ::prost::bytes::Bytes,
     /// "json" or "raw".
     #[prost(string, tag = "2")]
     pub encoding: ::prost::alloc::string::String,

@@ -303,8 +303,8 @@ pub struct Deleted {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Payload {
-    #[prost(bytes = "vec", tag = "1")]
-    pub data: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bytes = "bytes", tag = "1")]
+    pub data: ::prost::bytes::Bytes,
     /// "json" or "raw"
     #[prost(string, tag = "2")]
     pub encoding: ::prost::alloc::string::String,

@@ -87,7 +87,8 @@ pub(crate) fn hello(version: u32) -> ClientFrame {
 
 /// A request with a payload of `bytes`, named `name`.
 pub(crate) fn request(name: &str, bytes: usize) -> ClientFrame {
-    let payload = Payload { data: vec![7; bytes], encoding: "raw".to_owned(), type_name: String::new() };
+    let payload =
+        Payload { data: vec![7; bytes].into(), encoding: "raw".to_owned(), type_name: String::new() };
     Operation::Checkpoint(Checkpoint {
         operation: Some(operation(name)),
         kind: "checkpoint".to_owned(),

@@ -25,7 +25,7 @@ fn long(bytes: usize) -> String {
 }
 
 fn payload(bytes: usize) -> Payload {
-    Payload { data: vec![b'x'; bytes], encoding: "raw".to_owned(), type_name: String::new() }
+    Payload { data: vec![b'x'; bytes].into(), encoding: "raw".to_owned(), type_name: String::new() }
 }
 
 /// A start that would be accepted.

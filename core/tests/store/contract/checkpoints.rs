@@ -161,7 +161,7 @@ async fn checkpoints_of_all_sizes_come_back(db: TestDb) {
     let running = db.running("a").await;
     let sizes = [0, 1, 4096, 300_000, 1 << 20, 4 << 20];
     for size in sizes {
-        let payload = Payload { data: vec![7; size], ..Payload::default() };
+        let payload = Payload { data: vec![7; size].into(), ..Payload::default() };
         let new = db::checkpoint(&format!("s{size}"), Kind::Checkpoint, NewValue::Payload(payload));
         assert!(db::stored(db.store.save(&running.session, new).await));
     }

@@ -32,6 +32,6 @@ async fn a_whole_life(db: TestDb) {
         ["started", "claimed", "registered", "suspended", "claimed", "registered", "completed"]
     );
     let detail = db.store.instance_detail(&db::tenant(), &id).await.expect("a view");
-    assert_eq!(detail.output.expect("an output").data, b"42");
+    assert_eq!(detail.output.expect("an output").data.as_ref(), b"42");
     db.store.close().await;
 }

@@ -25,7 +25,7 @@ contract! {
 }
 
 fn large() -> Payload {
-    Payload { data: vec![0; 101], ..Payload::default() }
+    Payload { data: vec![0; 101].into(), ..Payload::default() }
 }
 
 async fn invariant_9_what_is_too_large_is_refused(db: TestDb) {

@@ -121,7 +121,7 @@ async fn a_view_has_everything(db: TestDb) {
     db.advance(Duration::from_secs(9));
     let view = db.store.instance_detail(&db::tenant(), running.id()).await.expect("a view");
     assert_eq!((view.checkpoints, view.unread_signals, view.last_exit), (1, 1, None));
-    assert_eq!(view.input.data, b"1");
+    assert_eq!(view.input.data.as_ref(), b"1");
     assert_eq!(view.instance.started_at, Some(db::START));
     assert_eq!(view.now, db::START + Duration::from_secs(9));
     assert_eq!((view.instance.workflow.as_str(), view.instance.priority), ("main", 5));

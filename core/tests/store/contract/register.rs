@@ -70,7 +70,7 @@ async fn resuming_brings_everything(db: TestDb) {
     let claim = db.claim_one(&first.lease).await;
     let resumed = db.register(&claim).await;
     assert_eq!(resumed.wake_reason, WakeReason::Signal);
-    assert_eq!(resumed.input.data, b"1");
+    assert_eq!(resumed.input.data.as_ref(), b"1");
     assert_eq!(resumed.started_at, db::START);
     assert_eq!(resumed.now, db::START + Duration::from_secs(1));
     let unread: Vec<_> = resumed.inbox.unread.iter().map(|s| (s.number, s.name.as_str())).collect();
