@@ -28,6 +28,9 @@ pub(crate) struct Arguments {
     /// Writes report.md, figures.jsonl and the charts into this folder; without it the report is printed
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
+    /// Takes the programs as they are built; without it cargo builds them first. A debug build never builds
+    #[arg(long)]
+    pub(crate) no_build: bool,
     /// Says what moved beyond noise since the run that wrote this figures.jsonl
     #[arg(long, value_name = "FILE")]
     pub(crate) compare: Option<PathBuf>,

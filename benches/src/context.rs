@@ -8,7 +8,6 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use clap::ValueEnum;
 use dormouse_tests::guard::Guard;
 
 use crate::{args::Arguments, args::Stores, postgres, programs::Programs};
@@ -66,7 +65,7 @@ impl Context {
     pub(crate) async fn prepare(arguments: &Arguments) -> anyhow::Result<Self> {
         let parent = arguments.disk.clone().unwrap_or_else(std::env::temp_dir);
         crate::machine::refuse_memory(&parent)?;
-        let programs = Programs::prepare()?;
+        let programs = Programs::prepare(!arguments.no_build)?;
         let stores = match arguments.store {
             Stores::Sqlite => vec![Store::Sqlite],
             Stores::Postgres => vec![Store::Postgres],

@@ -65,6 +65,12 @@ pub(crate) enum Unit {
     Count,
 }
 
+impl Unit {
+    pub(crate) const fn more_is_better(self) -> bool {
+        matches!(self, Self::PerSecond)
+    }
+}
+
 /// What the ratio to the limit, or the figure itself, must be.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Target {
@@ -130,7 +136,8 @@ pub(crate) struct Figure {
     pub(crate) unit: Unit,
     /// One number each: of latencies the p50.
     pub(crate) rounds: Vec<f64>,
-    pub(crate) spread: Option<Spread>,
+    /// Of all rounds together.
+    pub(crate) latencies: Option<Latencies>,
     pub(crate) held: Option<(Limit, Target)>,
 }
 
@@ -139,14 +146,13 @@ impl Figure {
     pub(crate) fn latency(id: impl Into<String>, what: impl Into<String>, rounds: &[Latencies]) -> Self {
         let mut all = Latencies::new();
         rounds.iter().for_each(|round| all.merge(round));
-        let spread = Spread { p50: all.quantile(0.5), p99: all.quantile(0.99), max: all.max() };
         let rounds = rounds.iter().map(|round| round.quantile(0.5)).collect();
-        Self { spread: Some(spread), ..Self::of(Unit::Seconds, id, what, rounds) }
+        Self { latencies: Some(all), ..Self::of(Unit::Seconds, id, what, rounds) }
     }
 
     /// Numbers of any unit, one each round.
     pub(crate) fn of(unit: Unit, id: impl Into<String>, what: impl Into<String>, rounds: Vec<f64>) -> Self {
-        Self { id: id.into(), what: what.into(), store: None, unit, rounds, spread: None, held: None }
+        Self { id: id.into(), what: what.into(), store: None, unit, rounds, latencies: None, held: None }
     }
 
     /// Operations per second, one number each round.
@@ -158,6 +164,19 @@ impl Figure {
     pub(crate) fn held(mut self, limit: Limit, target: Target) -> Self {
         self.held = Some((limit, target));
         self
+    }
+
+    /// Takes over the rounds of the same figure, measured later.
+    pub(crate) fn append(&mut self, later: &Self) {
+        self.rounds.extend_from_slice(&later.rounds);
+        if let (Some(all), Some(more)) = (&mut self.latencies, &later.latencies) {
+            all.merge(more);
+        }
+    }
+
+    pub(crate) fn spread(&self) -> Option<Spread> {
+        let all = self.latencies.as_ref()?;
+        Some(Spread { p50: all.quantile(0.5), p99: all.quantile(0.99), max: all.max() })
     }
 
     /// The middle one of the rounds, or the mean of the two in the middle.

@@ -1,39 +1,108 @@
-//! Where the programs are that a run starts: the services, and the probes without Dormouse's code.
+//! The programs that a run starts: the services, the workflows, and probes without Dormouse's code.
+//!
+//! They are built as they are for people who use them: services by the profile `release`, what an instance
+//! runs by the profile `workflow`, static. A debug build takes what is built: it is there for the tests.
 
 use std::{
     env,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context as _, bail};
 
-/// The folder of the programs that cargo built with this one, in the same profile.
+use crate::machine::WORKSPACE;
+
+/// Packages whose programs are run as they are released.
+const SERVICES: [&str; 4] = ["dormouse", "dormouse-core", "dormouse-environment", "dormouse-probes"];
+
+/// Package and program of what is launched: once for each instance, or for each probe of a launch.
+const LAUNCHED: [(&str, &str); 2] = [("dormouse-probes", "probe-exit"), ("dormouse-probes", "probe-quinn")];
+
+/// Where they are.
 #[derive(Debug)]
 pub(crate) struct Programs {
+    /// Of the profile that this program was built with.
     folder: PathBuf,
 }
 
 impl Programs {
-    pub(crate) fn prepare() -> anyhow::Result<Self> {
+    /// Builds them, unless this is a debug build or they are wanted as they are.
+    pub(crate) fn prepare(build: bool) -> anyhow::Result<Self> {
         let own = env::current_exe().context("the path of this program")?;
         let folder = own.parent().context("a program is in a folder")?.to_path_buf();
-        Ok(Self { folder })
+        let programs = Self { folder };
+        if build && programs.is_release() {
+            programs.build()?;
+        }
+        Ok(programs)
     }
 
     /// A program of this workspace, such as `dormouse`.
     pub(crate) fn path(&self, name: &str) -> anyhow::Result<PathBuf> {
-        let path = self.folder.join(name);
+        self.built(self.folder.join(name))
+    }
+
+    /// The same as it is launched: static, and optimised at linking.
+    pub(crate) fn launched(&self, name: &str) -> anyhow::Result<PathBuf> {
+        self.built(self.launched_folder().join(name))
+    }
+
+    pub(crate) fn profile(&self) -> &'static str {
+        if self.is_release() { "release" } else { "debug" }
+    }
+
+    fn is_release(&self) -> bool {
+        self.folder.ends_with("release")
+    }
+
+    /// The folder of all profiles.
+    fn target(&self) -> &Path {
+        self.folder.parent().unwrap_or(&self.folder)
+    }
+
+    fn launched_folder(&self) -> PathBuf {
+        if self.is_release() { self.target().join("workflow") } else { self.folder.clone() }
+    }
+
+    fn built(&self, path: PathBuf) -> anyhow::Result<PathBuf> {
         if !path.is_file() {
-            bail!(
-                "{} is not built; run cargo build{} --workspace --bins",
-                path.display(),
-                profile(&self.folder)
-            );
+            let remedy =
+                if self.is_release() { "leave --no-build out" } else { "run cargo build --workspace --bins" };
+            bail!("{} is not built; {remedy}", path.display());
         }
         Ok(path)
     }
-}
 
-fn profile(folder: &Path) -> &'static str {
-    if folder.ends_with("release") { " --release" } else { "" }
+    fn build(&self) -> anyhow::Result<()> {
+        let packages = SERVICES.iter().flat_map(|package| ["--package", package]);
+        self.cargo(["build", "--release", "--bins"].into_iter().chain(packages))?;
+        for (package, program) in LAUNCHED {
+            // The flag reaches the program alone: a static procedural macro could not be loaded.
+            self.cargo([
+                "rustc",
+                "--profile=workflow",
+                "--package",
+                package,
+                "--bin",
+                program,
+                "--",
+                "-Ctarget-feature=+crt-static",
+            ])?;
+        }
+        Ok(())
+    }
+
+    fn cargo<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> anyhow::Result<()> {
+        let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut command = Command::new(&cargo);
+        let mut arguments = arguments.into_iter();
+        command.args(arguments.next()).args(["--quiet", "--target-dir"]).arg(self.target());
+        command.args(arguments).current_dir(WORKSPACE);
+        let status = command.status().with_context(|| format!("cargo at {}", cargo.display()))?;
+        if !status.success() {
+            bail!("{command:?} failed, {status}; mend what it says above");
+        }
+        Ok(())
+    }
 }

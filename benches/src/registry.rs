@@ -50,7 +50,8 @@ pub(crate) struct Entry {
 }
 
 /// What an entry is, to the report.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Kind {
     /// Measured before and after everything else.
     Limit,
