@@ -6,7 +6,7 @@
 //!
 //! It never looks into a service: what a test knows it knows from the management protocol, from
 //! the kernel, or from files that a workflow wrote. [`workload`] has work to disturb, [`probe`] and [`raw`] an instance
-//! for which the test itself speaks.
+//! for which the test itself speaks; [`load`] fills a database as if many had lived in it for long.
 
 #![expect(
     clippy::disallowed_methods,
@@ -20,6 +20,7 @@ pub mod database;
 pub mod fault;
 pub mod guard;
 pub mod keyholder;
+pub mod load;
 pub mod machines;
 pub mod postgres;
 pub mod previous;
