@@ -138,6 +138,18 @@ impl Context {
         }
     }
 
+    /// Removes what [`Self::database`] made, when its clients are gone: the next round carries nothing of it.
+    pub(crate) async fn remove(&self, database: &Database) -> anyhow::Result<()> {
+        match (database, &self.postgres) {
+            (Database::Sqlite(path), _) => {
+                let folder = path.parent().context("it is in a folder of its own")?;
+                fs::remove_dir_all(folder).with_context(|| folder.display().to_string())
+            }
+            (Database::Postgres { url }, Some(server)) => server.drop_database(url).await,
+            (Database::Postgres { .. }, None) => bail!("this run has no PostgreSQL"),
+        }
+    }
+
     /// The folder of the whole run, for its file system.
     pub(crate) fn disk(&self) -> &Path {
         &self.disk

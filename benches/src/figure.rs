@@ -34,6 +34,12 @@ impl Latencies {
         Duration::from_nanos(self.0.value_at_quantile(quantile)).as_secs_f64()
     }
 
+    /// In seconds.
+    pub(crate) fn mean(&self) -> f64 {
+        self.0.mean() / 1e9
+    }
+
+    /// In seconds.
     pub(crate) fn max(&self) -> f64 {
         Duration::from_nanos(self.0.max()).as_secs_f64()
     }

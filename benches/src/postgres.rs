@@ -57,12 +57,21 @@ impl Server {
 
     /// Makes a database, and says where clients connect.
     pub(crate) async fn make_database(&self, name: &str) -> anyhow::Result<String> {
-        let mut connection = PgConnection::connect(&self.url("postgres")).await?;
-        // A name of our own: nothing to escape.
-        let statement = sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"));
-        sqlx::raw_sql(statement).execute(&mut connection).await?;
-        connection.close().await?;
+        self.administer(format!("CREATE DATABASE {name}")).await?;
         Ok(self.url(name))
+    }
+
+    /// Drops one that [`Self::make_database`] made, with whoever is still connected.
+    pub(crate) async fn drop_database(&self, url: &str) -> anyhow::Result<()> {
+        let (_, name) = url.rsplit_once('/').context("a URL of ours ends with the database")?;
+        self.administer(format!("DROP DATABASE {name} WITH (FORCE)")).await
+    }
+
+    /// Names are our own: nothing to escape.
+    async fn administer(&self, statement: String) -> anyhow::Result<()> {
+        let mut connection = PgConnection::connect(&self.url("postgres")).await?;
+        sqlx::raw_sql(sqlx::AssertSqlSafe(statement)).execute(&mut connection).await?;
+        Ok(connection.close().await?)
     }
 
     /// Version and durability, as the server itself says them.

@@ -1,0 +1,3 @@
+//! Ends at once: what is left of a launch when the program does nothing.
+
+fn main() {}
