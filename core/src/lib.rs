@@ -9,6 +9,7 @@
 //!   [`reload`]: changing both while they run.
 //! - [`readiness`]: tells a service manager that a service is ready.
 //! - [`watch`]: who is alive, without comparing times; [`advertise`]: what a service tells others of itself.
+//! - [`timings`]: how long requests and launches take, stage by stage.
 //! - [`fault`]: points at which a test makes a service kill itself.
 //!
 //! This crate never sees a process: launching and supervising is `dormouse-environment`.
@@ -24,4 +25,5 @@ pub mod readiness;
 pub mod reload;
 pub mod server;
 pub mod store;
+pub mod timings;
 pub mod watch;

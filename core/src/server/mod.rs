@@ -31,7 +31,7 @@ use dormouse_proto::identity::{Authority, IdentityError, Role};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use self::identity::Identity;
 pub use self::identity::IdentityFileError;
@@ -43,6 +43,7 @@ use crate::advertise::{AdvertiseError, advertised};
 use crate::config::HostPort;
 use crate::limits::{self, LEAVE_WITHIN};
 use crate::store::Store;
+use crate::timings;
 
 /// How the server runs.
 #[derive(Clone, Debug)]
@@ -53,6 +54,8 @@ pub struct Options {
     pub address_file: PathBuf,
     /// Holds the id by which this core is listed.
     pub id_file: PathBuf,
+    /// The socket at which this machine reads the figures of [`crate::timings`].
+    pub metrics_socket: PathBuf,
     /// `host:port` that others are told; none: what is bound.
     pub advertise: Option<HostPort>,
     /// How it is called in the list, for people.
@@ -75,6 +78,7 @@ impl Options {
         Self {
             listen,
             id_file: address_file.with_file_name("core.id"),
+            metrics_socket: address_file.with_file_name(timings::endpoint::CORE),
             address_file,
             advertise: None,
             name: host_name(),
@@ -132,6 +136,7 @@ pub struct Server {
     address: SocketAddr,
     door: Door,
     presence: Presence,
+    metrics: Option<timings::endpoint::Endpoint>,
     shared: Shared,
 }
 
@@ -188,7 +193,14 @@ impl Server {
         };
         let door = Door::new(options.places.clone());
         let renewal = Renewal::new(options.authority, Role::Core, &identity);
-        Ok(Self { renewal, endpoint, address, door, presence, shared })
+        // Figures are for people: without them everything else goes on.
+        let metrics = timings::endpoint::Endpoint::bind(&options.metrics_socket)
+            .inspect_err(|error| {
+                let path = options.metrics_socket.display();
+                warn!(%error, %path, "`dormouse metrics --core` has nobody to ask: no socket can be made");
+            })
+            .ok();
+        Ok(Self { renewal, endpoint, address, door, presence, metrics, shared })
     }
 
     /// To look at the server while it runs.
@@ -201,7 +213,7 @@ impl Server {
     /// requests in flight have their answers, tells every process to connect elsewhere, and leaves the list.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
         info!(address = %self.address, "core listens for instances");
-        let Self { renewal, endpoint, address: _, door, presence, shared } = self;
+        let Self { renewal, endpoint, address: _, door, presence, metrics, shared } = self;
         let renewing = renewal.run(follow(endpoint.clone()));
         let listener = Listener { endpoint, door, shared };
         let (hand_over, drained) = (CancellationToken::new(), CancellationToken::new());
@@ -217,7 +229,12 @@ impl Server {
             drained.cancel();
             outcome
         };
-        let (outcome, ()) = tokio::join!(serve, present);
+        let figures = async {
+            if let Some(metrics) = metrics {
+                metrics.run(over.clone()).await;
+            }
+        };
+        let (outcome, (), ()) = tokio::join!(serve, present, figures);
         info!("core has shut down");
         outcome
     }

@@ -18,6 +18,7 @@ use crate::domain::checkpoint::NewValue;
 use crate::domain::id::{Name, ParseError};
 use crate::domain::outcome::Ending;
 use crate::store::{self, Session, Store, Suspension};
+use crate::timings;
 
 /// Why a request of an instance was refused.
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +102,17 @@ impl Error {
     /// Whether a newer attempt or session writes now.
     pub(super) fn is_fenced(&self) -> bool {
         self.code() == Code::Fenced
+    }
+}
+
+/// Under which name the times of an operation are recorded; none: it only looks.
+pub(super) fn timed(operation: &Operation) -> Option<timings::Request> {
+    match operation {
+        Operation::Checkpoint(_) => Some(timings::Request::Checkpoint),
+        Operation::Suspend(_) => Some(timings::Request::Suspend),
+        Operation::Event(_) if concludes(operation) => Some(timings::Request::Ending),
+        Operation::Event(_) => Some(timings::Request::Event),
+        _ => None,
     }
 }
 

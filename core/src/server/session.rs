@@ -17,7 +17,7 @@ use dormouse_proto::instance::server_frame::Outcome;
 use dormouse_proto::limits;
 use prost::Message;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span, debug, error, info, warn};
 
@@ -28,6 +28,7 @@ use crate::domain::id::Tenant;
 use crate::domain::instance::Writer;
 use crate::limits::{FINISH_WITHIN, REGISTER_WITHIN, REQUESTS_OF_A_STRANGER};
 use crate::store::{Inbox, Registration, Session, Store};
+use crate::timings::{self, Stage};
 use crate::{fault, logging};
 
 /// What every connection shares.
@@ -125,12 +126,15 @@ async fn register(
         let Some(call) = callee.next().await? else { return Ok(None) };
         let (frame, answer) = call.into_parts();
         let refused = match frame.operation {
-            Some(Operation::Register(request)) => match open(shared, &request).await {
-                Ok(registration) => {
-                    return welcome(shared, callee.replies(), answer, registration).await.map(Some);
+            Some(Operation::Register(request)) => {
+                timings::request(timings::Request::Register, Stage::Decode, answer.arrived());
+                match open(shared, &request).await {
+                    Ok(registration) => {
+                        return welcome(shared, callee.replies(), answer, registration).await.map(Some);
+                    }
+                    Err(error) => error,
                 }
-                Err(error) => error,
-            },
+            }
             Some(_) => Error::NotRegistered,
             None => Error::Unknown,
         };
@@ -163,8 +167,10 @@ async fn welcome(
     let session = registration.session.clone();
     let entered = shared.sessions.enter(&session);
     let inbox = registration.inbox.clone();
+    let since = Instant::now();
     let (frame, complete) = registered(registration);
     answer.reply(frame).await?;
+    timings::request(timings::Request::Register, Stage::Reply, since);
     if !complete {
         // Looks for itself, and pushes all of it.
         replies.push(Outcome::Inbox(of_inbox(&inbox)).into()).await?;
@@ -307,11 +313,19 @@ async fn answer(asked: Arc<Asked>, call: Call<InstanceProtocol>) {
     }
     // Held until the answer is handed over.
     let _turn = answer.turn().await;
+    let timed = frame.operation.as_ref().and_then(request::timed);
+    if let Some(timed) = timed {
+        timings::request(timed, Stage::Decode, answer.arrived());
+    }
     let outcome = match frame.operation {
         Some(operation) => perform(store, session, seat, operation).await,
         None => Err(Error::Unknown),
     };
+    let since = Instant::now();
     reply(seat, answer, outcome).await;
+    if let Some(timed) = timed {
+        timings::request(timed, Stage::Reply, since);
+    }
 }
 
 async fn perform(

@@ -23,6 +23,7 @@ use crate::domain::{
     time::{Micros, span},
 };
 use crate::limits::Limits;
+use crate::timings;
 
 /// The fence and the insert in one. The guard waits for the row's lock and is judged again
 /// after it, so it is no snapshot; the clock is read behind it.
@@ -112,6 +113,10 @@ struct Save {
 
 impl Request for Save {
     type Answer = (Saved, Micros);
+
+    fn timed(&self) -> Option<timings::Request> {
+        Some(timings::Request::Checkpoint)
+    }
 
     fn order(&self) -> LockOrder {
         LockOrder::Instance(self.session.instance)

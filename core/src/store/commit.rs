@@ -12,7 +12,10 @@
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::{
+    sync::{Mutex, mpsc, oneshot},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -23,7 +26,10 @@ use super::{
     sql::{Conn, Tx},
 };
 use crate::domain::id::{InstanceId, InstanceKey, Tenant};
-use crate::fault;
+use crate::{
+    fault,
+    timings::{self, Committed},
+};
 
 /// Requests that one transaction takes at most: bounds the time to the first answer.
 const BATCH: usize = 256;
@@ -57,6 +63,11 @@ pub(super) trait Request: Send + Sync + 'static {
         true
     }
 
+    /// Under which name its times are recorded; none: they are not.
+    fn timed(&self) -> Option<timings::Request> {
+        None
+    }
+
     /// Which rows it locks, in what order.
     fn order(&self) -> LockOrder {
         LockOrder::Last
@@ -84,7 +95,7 @@ pub(super) trait Work: Send {
     /// As `run`, as a single statement; `Ok(false)`: could not decide.
     fn run_single<'a>(&'a mut self, tx: &'a mut Tx<'_>) -> BoxFuture<'a, Result<bool>>;
     /// The outcome is durable: tell the caller.
-    fn answer(self: Box<Self>);
+    fn answer(self: Box<Self>, committed: Committed);
     /// Tell the caller that it failed.
     fn fail(self: Box<Self>, error: Error);
 }
@@ -93,8 +104,11 @@ pub(super) trait Work: Send {
 struct Queued<R: Request> {
     request: R,
     outcome: Option<Result<R::Answer>>,
-    caller: oneshot::Sender<Result<R::Answer>>,
+    caller: oneshot::Sender<Told<R::Answer>>,
 }
+
+/// What a caller hears: the outcome, and when it came about if a transaction decided it.
+type Told<T> = (Result<T>, Option<Committed>);
 
 impl<R: Request> Work for Queued<R> {
     fn order(&self) -> LockOrder {
@@ -125,15 +139,15 @@ impl<R: Request> Work for Queued<R> {
         })
     }
 
-    fn answer(self: Box<Self>) {
+    fn answer(self: Box<Self>, committed: Committed) {
         if let Some(outcome) = self.outcome {
             // A caller that went away forgets the answer only.
-            let _ = self.caller.send(outcome);
+            let _ = self.caller.send((outcome, Some(committed)));
         }
     }
 
     fn fail(self: Box<Self>, error: Error) {
-        let _ = self.caller.send(Err(error));
+        let _ = self.caller.send((Err(error), None));
     }
 }
 
@@ -151,10 +165,15 @@ impl Lane {
     /// Queues a request and waits for its outcome. Waits while the queue is full. Dropping
     /// the future before it is queued takes the request back; after that it is done anyway.
     pub(super) async fn call<R: Request>(&self, request: R) -> Result<R::Answer> {
-        let (caller, outcome) = oneshot::channel();
+        let (caller, told) = oneshot::channel();
+        let (timed, queued) = (request.timed(), Instant::now());
         let work: Box<dyn Work> = Box::new(Queued { request, outcome: None, caller });
         self.0.send(work).await.map_err(|_| Error::Closed)?;
-        outcome.await.unwrap_or(Err(Error::Closed))
+        let (outcome, committed) = told.await.unwrap_or((Err(Error::Closed), None));
+        if let (Some(timed), Some(committed)) = (timed, committed) {
+            timings::committed(timed, queued, committed);
+        }
+        outcome
     }
 }
 
@@ -264,10 +283,14 @@ impl Writer {
     }
 
     async fn serve(&mut self, mut batch: Vec<Box<dyn Work>>) {
+        let taken = Instant::now();
         if batch.len() > 1 {
             batch.sort_by_cached_key(|work| work.order());
             match self.together(&mut batch).await {
-                Ok(()) => return batch.into_iter().for_each(Work::answer),
+                Ok(()) => {
+                    let committed = Committed { taken, durable: Instant::now() };
+                    return batch.into_iter().for_each(|work| work.answer(committed));
+                }
                 Err(Failure::Before(Error::FlushFailed(error))) => {
                     return batch.into_iter().for_each(|work| self.give_up(work, &error));
                 }
@@ -280,7 +303,7 @@ impl Writer {
             }
         }
         for work in batch {
-            self.alone(work).await;
+            self.alone(work, taken).await;
         }
     }
 
@@ -323,14 +346,14 @@ impl Writer {
     }
 
     /// One request in a transaction of its own, until it has an outcome.
-    async fn alone(&mut self, mut work: Box<dyn Work>) {
+    async fn alone(&mut self, mut work: Box<dyn Work>, taken: Instant) {
         let mut tries = 1;
         if self.broken.is_cancelled() {
             return work.fail(Error::Closed);
         }
         loop {
             let failure = match self.one(&mut work).await {
-                Ok(()) => return work.answer(),
+                Ok(()) => return work.answer(Committed { taken, durable: Instant::now() }),
                 Err(Failure::Before(Error::FlushFailed(error))) => return self.give_up(work, &error),
                 Err(failure) => failure,
             };
@@ -439,10 +462,11 @@ impl Reader {
     }
 
     async fn look(&mut self, mut work: Box<dyn Work>) {
+        let taken = Instant::now();
         let mut tries = 1;
         loop {
             match self.one(work.as_mut()).await {
-                Ok(()) => return work.answer(),
+                Ok(()) => return work.answer(Committed { taken, durable: Instant::now() }),
                 Err(Error::Unavailable(_)) if tries < 2 => tries += 1,
                 Err(error) => {
                     if !error.is_refusal() {

@@ -15,6 +15,7 @@ use crate::domain::{
     payload::Payload,
     time::Micros,
 };
+use crate::timings;
 
 /// The caller holds the instance's row, so numbers have no gaps.
 const APPEND: Stmt = stmt!(
@@ -72,6 +73,10 @@ struct Append {
 
 impl Request for Append {
     type Answer = ();
+
+    fn timed(&self) -> Option<timings::Request> {
+        Some(timings::Request::Event)
+    }
 
     fn repeatable(&self) -> bool {
         false

@@ -26,6 +26,7 @@ use crate::domain::{
     outcome::{EndedBy, ExitReport, Outcome},
     time::Micros,
 };
+use crate::timings;
 
 /// What became of an instance whose attempt is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +69,10 @@ struct OverFor {
 
 impl Request for OverFor {
     type Answer = AfterExit;
+
+    fn timed(&self) -> Option<timings::Request> {
+        Some(timings::Request::Exit)
+    }
 
     fn order(&self) -> LockOrder {
         LockOrder::Instance(self.of.instance)

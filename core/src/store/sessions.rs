@@ -23,6 +23,7 @@ use crate::domain::{
     time::Micros,
     wake::{Waits, WakeReason},
 };
+use crate::timings;
 
 /// The right to write: one registration of one attempt. What it holds goes into each guard.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,6 +156,10 @@ struct Registered {
 impl Request for Register {
     type Answer = Registered;
 
+    fn timed(&self) -> Option<timings::Request> {
+        Some(timings::Request::Register)
+    }
+
     fn order(&self) -> LockOrder {
         LockOrder::Instance(self.instance)
     }
@@ -267,6 +272,10 @@ struct SuspendFor {
 impl Request for SuspendFor {
     type Answer = (Suspension, Micros);
 
+    fn timed(&self) -> Option<timings::Request> {
+        Some(timings::Request::Suspend)
+    }
+
     fn order(&self) -> LockOrder {
         LockOrder::Instance(self.session.instance)
     }
@@ -300,6 +309,10 @@ struct EndWith {
 
 impl Request for EndWith {
     type Answer = Outcome;
+
+    fn timed(&self) -> Option<timings::Request> {
+        Some(timings::Request::Ending)
+    }
 
     fn order(&self) -> LockOrder {
         LockOrder::Instance(self.session.instance)

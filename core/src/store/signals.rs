@@ -20,6 +20,7 @@ use crate::domain::{
     time::Micros,
     wake::Waits,
 };
+use crate::timings;
 
 const FIND_DEDUP: Stmt =
     stmt!("SELECT number FROM signal WHERE instance = $1 AND dedup = $2 AND dedup <> ''");
@@ -74,6 +75,10 @@ struct Send {
 
 impl Request for Send {
     type Answer = Sent;
+
+    fn timed(&self) -> Option<timings::Request> {
+        Some(timings::Request::Signal)
+    }
 
     fn repeatable(&self) -> bool {
         !self.signal.dedup.is_empty() // without it a repeat is another signal

@@ -22,6 +22,7 @@ use crate::domain::{
     payload::Payload,
     time::Micros,
 };
+use crate::timings;
 
 /// What a controller asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,6 +115,10 @@ enum Place {
 impl Request for Start {
     /// `None`: the tenant has a quota of stored instances, so count them and ask again.
     type Answer = Option<Started>;
+
+    fn timed(&self) -> Option<timings::Request> {
+        Some(timings::Request::Start)
+    }
 
     fn order(&self) -> LockOrder {
         LockOrder::Start(self.request.tenant.clone(), self.request.id.clone())

@@ -25,6 +25,7 @@ use crate::domain::{
     time::Micros,
     wake::WakeReason,
 };
+use crate::timings;
 
 /// The earliest wake of each priority, highest first. One look into the index each; the list
 /// is as long as there are priorities. Beside it, whether any tenant has a quota.
@@ -106,6 +107,10 @@ struct ClaimDue {
 
 impl Request for ClaimDue {
     type Answer = Claims;
+
+    fn timed(&self) -> Option<timings::Request> {
+        Some(timings::Request::Claim)
+    }
 
     /// A second claim takes other wakes.
     fn repeatable(&self) -> bool {

@@ -49,6 +49,7 @@ pub struct Call<P: Protocol> {
 /// waits for ever.
 pub struct Answer<P: Protocol> {
     id: u64,
+    arrived: Instant,
     replies: Replies<P>,
     open: bool,
     budget: Budget,
@@ -176,7 +177,7 @@ impl<P: Protocol> Callee<P> {
         loop {
             tokio::select! {
                 arrived = receive_next(link, reader, budget, next), if !ended => match arrived? {
-                    Some(frame) => return call(link, frame, budget, std::mem::take(next).share).map(Some),
+                    Some(arrived) => return call(link, arrived, budget, std::mem::take(next).share).map(Some),
                     // Large frames may still be on their way.
                     None => ended = true,
                 },
@@ -225,6 +226,11 @@ impl<P: Protocol> Call<P> {
 }
 
 impl<P: Protocol> Answer<P> {
+    /// When the whole request was here.
+    pub fn arrived(&self) -> Instant {
+        self.arrived
+    }
+
     /// As [`Call::reply`].
     pub async fn reply(mut self, mut frame: P::Down) -> Result<(), CallError> {
         frame.set_id(self.id);
@@ -404,13 +410,16 @@ fn check_hello<P: Protocol>(hello: &P::Up) -> Result<(), Refusal> {
     }
 }
 
+/// A request, and when the last byte of its frame was here.
+type Arrived<F> = (F, Instant);
+
 /// The next frame of the main stream. May be dropped at any moment: `next` keeps what is known of it.
 async fn receive_next<P: Protocol>(
     link: &Link<P>,
     reader: &mut FrameReader<RecvStream>,
     budget: &Budget,
     next: &mut Next,
-) -> Result<Option<P::Up>, CallError> {
+) -> Result<Option<Arrived<P::Up>>, CallError> {
     let failed = |error| CallError::of_frame(&error, &link.connection);
     // A quiet connection has no share of what others need: the length first.
     let Some(bytes) = reader.length(limits::FRAME_MAX_BYTES).await.map_err(failed)? else {
@@ -421,7 +430,8 @@ async fn receive_next<P: Protocol>(
     let until = *next.until.get_or_insert_with(|| Instant::now() + limits::FRAME_TIMEOUT);
     let body = timeout_at(until, receive_body(reader, bytes, budget, &mut next.share)).await;
     let body = body.map_err(|_| too_slow())?.map_err(failed)?;
-    frame::decode_request(body).map(Some).map_err(failed)
+    let arrived = Instant::now();
+    frame::decode_request(body).map(|frame| Some((frame, arrived))).map_err(failed)
 }
 
 /// The body of a frame of `bytes`; others' room is taken as it arrives. May be dropped at any moment.
@@ -463,15 +473,16 @@ async fn receive_alone<P: Protocol>(
     let whole = async {
         let body = receive_body(&mut reader, bytes, &budget, &mut share).await?;
         reader.end().await?;
-        frame::decode_request(body)
+        let arrived = Instant::now();
+        frame::decode_request(body).map(|frame| (frame, arrived))
     };
-    let frame = timeout(limits::FRAME_TIMEOUT, whole).await.map_err(|_| too_slow())?.map_err(failed)?;
-    call(&link, frame, &budget, share)
+    let arrived = timeout(limits::FRAME_TIMEOUT, whole).await.map_err(|_| too_slow())?.map_err(failed)?;
+    call(&link, arrived, &budget, share)
 }
 
 fn call<P: Protocol>(
     link: &Arc<Link<P>>,
-    frame: P::Up,
+    (frame, arrived): Arrived<P::Up>,
     budget: &Budget,
     share: Share,
 ) -> Result<Call<P>, CallError> {
@@ -482,7 +493,10 @@ fn call<P: Protocol>(
         });
     }
     let replies = Replies { link: Arc::clone(link) };
-    Ok(Call { frame, answer: Answer { id, replies, open: true, budget: budget.clone(), _share: share } })
+    Ok(Call {
+        frame,
+        answer: Answer { id, arrived, replies, open: true, budget: budget.clone(), _share: share },
+    })
 }
 
 fn joined<P: Protocol>(arrived: Result<Result<Call<P>, CallError>, JoinError>) -> Result<Call<P>, CallError> {
