@@ -31,6 +31,16 @@ pub(crate) struct Arguments {
     /// Takes the programs as they are built; without it cargo builds them first. A debug build never builds
     #[arg(long)]
     pub(crate) no_build: bool,
+    /// A folder with `dormouse`, `dormouse-core` and `dormouse-environment` of another build, to be measured
+    /// instead of those that are built here
+    #[arg(long, value_name = "DIR")]
+    pub(crate) bin_dir: Option<PathBuf>,
+    /// Both services in one process (`dormouse up`) on PostgreSQL too
+    #[arg(long)]
+    pub(crate) together: bool,
+    /// The image whose workflows are measured, instead of the one that is built here
+    #[arg(long, value_name = "FILE")]
+    pub(crate) image: Option<PathBuf>,
     /// Says what moved beyond noise since the run that wrote this figures.jsonl
     #[arg(long, value_name = "FILE")]
     pub(crate) compare: Option<PathBuf>,

@@ -65,7 +65,7 @@ impl Context {
     pub(crate) async fn prepare(arguments: &Arguments) -> anyhow::Result<Self> {
         let parent = arguments.disk.clone().unwrap_or_else(std::env::temp_dir);
         crate::machine::refuse_memory(&parent)?;
-        let programs = Programs::prepare(!arguments.no_build)?;
+        let programs = Programs::prepare(arguments)?;
         let stores = match arguments.store {
             Stores::Sqlite => vec![Store::Sqlite],
             Stores::Postgres => vec![Store::Postgres],

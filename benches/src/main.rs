@@ -26,6 +26,7 @@ mod programs;
 mod registry;
 mod report;
 mod run;
+mod services;
 mod show;
 mod workloads;
 

@@ -11,28 +11,41 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-use crate::machine::WORKSPACE;
+use crate::{args::Arguments, machine::WORKSPACE};
 
 /// Packages whose programs are run as they are released.
 const SERVICES: [&str; 4] = ["dormouse", "dormouse-core", "dormouse-environment", "dormouse-probes"];
 
 /// Package and program of what is launched: once for each instance, or for each probe of a launch.
-const LAUNCHED: [(&str, &str); 2] = [("dormouse-probes", "probe-exit"), ("dormouse-probes", "probe-quinn")];
+const LAUNCHED: [(&str, &str); 3] = [
+    ("dormouse-probes", "probe-exit"),
+    ("dormouse-probes", "probe-quinn"),
+    ("dormouse-workload", "dormouse-workload"),
+];
 
 /// Where they are.
 #[derive(Debug)]
 pub(crate) struct Programs {
     /// Of the profile that this program was built with.
     folder: PathBuf,
+    /// Services of another build, to be measured instead.
+    services: Option<PathBuf>,
+    together: bool,
+    image: Option<PathBuf>,
 }
 
 impl Programs {
     /// Builds them, unless this is a debug build or they are wanted as they are.
-    pub(crate) fn prepare(build: bool) -> anyhow::Result<Self> {
+    pub(crate) fn prepare(arguments: &Arguments) -> anyhow::Result<Self> {
         let own = env::current_exe().context("the path of this program")?;
         let folder = own.parent().context("a program is in a folder")?.to_path_buf();
-        let programs = Self { folder };
-        if build && programs.is_release() {
+        let programs = Self {
+            folder,
+            services: arguments.bin_dir.clone(),
+            together: arguments.together,
+            image: arguments.image.clone(),
+        };
+        if !arguments.no_build && programs.is_release() {
             programs.build()?;
         }
         Ok(programs)
@@ -46,6 +59,29 @@ impl Programs {
     /// The same as it is launched: static, and optimised at linking.
     pub(crate) fn launched(&self, name: &str) -> anyhow::Result<PathBuf> {
         self.built(self.launched_folder().join(name))
+    }
+
+    /// A program of the services that are measured.
+    pub(crate) fn service(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let Some(folder) = &self.services else { return self.path(name) };
+        let path = folder.join(name);
+        if !path.is_file() {
+            bail!("--bin-dir {} has no {name}; build it there, or say --together", folder.display());
+        }
+        Ok(path)
+    }
+
+    /// Whether both services are one process on every database.
+    pub(crate) fn are_together(&self) -> bool {
+        self.together
+    }
+
+    /// The image whose workflows are measured.
+    pub(crate) fn image(&self) -> anyhow::Result<PathBuf> {
+        match &self.image {
+            Some(path) => Ok(path.clone()),
+            None => self.launched("dormouse-workload"),
+        }
     }
 
     pub(crate) fn profile(&self) -> &'static str {

@@ -1,8 +1,28 @@
 //! What Dormouse does, measured with its services as real processes.
 
+mod checkpoints;
+mod launches;
+mod signals;
+mod wakes;
+
+use std::{future::Future, time::Duration};
+
+use anyhow::Context as _;
+
 use crate::registry::Entry;
 
 /// Who is held against another stands below it.
 pub(crate) fn entries() -> Vec<Entry> {
-    vec![]
+    let mut all = Vec::new();
+    all.extend(checkpoints::entries());
+    all.extend(launches::entries());
+    all.extend(wakes::entries());
+    all.extend(signals::entries());
+    all
+}
+
+/// Ends a wait for what instances do by themselves: it comes soon, or never.
+async fn in_time<T>(what: &str, wait: impl Future<Output = T>) -> anyhow::Result<T> {
+    const PATIENCE: Duration = Duration::from_mins(1);
+    tokio::time::timeout(PATIENCE, wait).await.with_context(|| format!("waited {PATIENCE:?} until {what}"))
 }

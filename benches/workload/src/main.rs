@@ -1,0 +1,115 @@
+//! The workflows of all workloads, in one image that links the SDK and nothing else of Dormouse.
+//!
+//! They are as an author would write them: what is measured is the SDK as it is, with nothing prepared.
+
+use std::{
+    future::pending,
+    time::{Duration, SystemTime},
+};
+
+use dormouse_sdk::{Context, Failure, Result};
+use dormouse_workload::{
+    Checkpoints, Ping, Received, Receiver, Resumed, Resumer, SIGNAL, Saved, Sleeper, Woken, now,
+};
+use futures_util::{StreamExt as _, stream};
+use tokio::{io::AsyncReadExt as _, net::UnixStream, time::Instant};
+
+/// Steps of a resumer that are under way at once, while it makes what it will pass again.
+const STEPS_AT_ONCE: usize = 64;
+
+/// Does nothing: what it costs is the launch and the ending.
+async fn trivial(_: Context, (): ()) -> Result<()> {
+    Ok(())
+}
+
+/// Saves one checkpoint after the other, and tells how long each took.
+async fn checkpoints(ctx: Context, input: Checkpoints) -> Result<Saved> {
+    for n in 0..input.warm_up {
+        ctx.checkpoint("warm-up", payload(n, input.bytes)).key(n).await?;
+    }
+    if let Some(gate) = &input.gate {
+        pass(gate).await?;
+    }
+    let mut nanos = Vec::with_capacity(usize::try_from(input.count).unwrap_or_default());
+    let begun_at = now();
+    for n in 0..input.count {
+        let bytes = payload(n, input.bytes);
+        let begun = Instant::now();
+        ctx.checkpoint("checkpoint", bytes).key(n).await?;
+        nanos.push(u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX));
+    }
+    Ok(Saved { begun_at, ended_at: now(), nanos })
+}
+
+/// Waits, connected to the benchmark program, until it lets everybody through at once.
+async fn pass(gate: &str) -> Result<()> {
+    let mut stream = UnixStream::connect(gate).await?;
+    let mut byte = [0];
+    // An end instead of a byte means that the round was given up.
+    stream.read_exact(&mut byte).await?;
+    Ok(())
+}
+
+/// Bytes that no page and no row can make smaller.
+fn payload(seed: u32, bytes: usize) -> Vec<u8> {
+    let mut state = u64::from(seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let words = bytes.div_ceil(8);
+    let mut all = Vec::with_capacity(words * 8);
+    for _ in 0..words {
+        // xorshift64
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        all.extend_from_slice(&state.to_le_bytes());
+    }
+    all.truncate(bytes);
+    all
+}
+
+/// Sleeps, and tells when the process that was launched for the end of the sleep came here.
+async fn sleeper(ctx: Context, input: Sleeper) -> Result<Woken> {
+    let first_line_at = now();
+    ctx.sleep_until("nap", SystemTime::UNIX_EPOCH + Duration::from_micros(input.due_at)).await?;
+    Ok(Woken { first_line_at, attempt: ctx.attempt() })
+}
+
+/// Takes signals, and tells how old each was when it came.
+async fn receiver(ctx: Context, input: Receiver) -> Result<Received> {
+    let mut micros = Vec::new();
+    for n in 0..input.count {
+        let ping: Ping = ctx.signal(SIGNAL).key(n).await?;
+        micros.push(now().saturating_sub(ping.sent_at));
+    }
+    Ok(Received { micros, attempt: ctx.attempt() })
+}
+
+/// Does steps in its first launch; in the second it passes them and tells when it came to a new one.
+async fn resumer(ctx: Context, input: Resumer) -> Result<Resumed> {
+    let first_line_at = now();
+    if ctx.attempt() == 1 {
+        let steps = stream::iter(0..input.steps).map(|n| step(&ctx, n, input.bytes));
+        let mut steps = steps.buffer_unordered(STEPS_AT_ONCE);
+        while let Some(done) = steps.next().await {
+            done?;
+        }
+        ctx.signal::<Ping>(SIGNAL).await?;
+    }
+    for n in 0..input.steps {
+        if step(&ctx, n, input.bytes).await?.len() != input.bytes {
+            return Err(Failure::new("RESULT", "a saved result has not its length").permanent());
+        }
+    }
+    let new_step_at = ctx.step("new", async || Ok::<_, Failure>(now())).await?;
+    Ok(Resumed { first_line_at, new_step_at })
+}
+
+async fn step(ctx: &Context, n: u32, bytes: usize) -> Result<String> {
+    ctx.step("step", async || Ok::<_, Failure>("x".repeat(bytes))).key(n).await
+}
+
+/// Waits for ever, for nothing durable: its process stays.
+async fn idle(_: Context, (): ()) -> Result<()> {
+    pending().await
+}
+
+dormouse_sdk::main!(trivial, checkpoints, sleeper, receiver, resumer, idle);
