@@ -148,6 +148,34 @@ pub fn launch(stage: Launch, took: Duration) {
     TIMINGS.launch(stage).record(took);
 }
 
+/// The stages of one launch as they pass, recorded together once it has succeeded: so each counts launches.
+#[derive(Clone, Debug)]
+pub struct Laps {
+    since: Instant,
+    passed: Vec<(Launch, Duration)>,
+}
+
+impl Laps {
+    /// The first stage begins now.
+    pub fn begin() -> Self {
+        Self { since: Instant::now(), passed: Vec::with_capacity(Launch::ALL.len()) }
+    }
+
+    /// A stage is over, and the next begins.
+    pub fn pass(&mut self, stage: Launch) {
+        let now = Instant::now();
+        self.passed.push((stage, now - self.since));
+        self.since = now;
+    }
+
+    /// It was launched.
+    pub fn record(self) {
+        for (stage, took) in self.passed {
+            launch(stage, took);
+        }
+    }
+}
+
 /// When a queued request was taken by a transaction, and when that was durable.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Committed {

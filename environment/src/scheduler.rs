@@ -15,6 +15,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use dormouse_core::{
     fault,
     store::{self, Claim, NodeLease, Notice, Notices, Store},
+    timings::{self, Laps},
 };
 use dormouse_proto::code::{Coded, Retry};
 use futures_util::FutureExt;
@@ -155,7 +156,9 @@ impl WakeScheduler {
         // Taken before the claim: the row's deadline cannot be earlier than this one.
         let register_by = Instant::now() + self.options.register_within();
         let limit = u32::try_from(free).unwrap_or(u32::MAX);
+        let mut laps = Laps::begin();
         let claimed = self.store.claim_due(&self.lease, limit, self.options.launch_deadline).await?;
+        laps.pass(timings::Launch::Claim);
         if !claimed.claims.is_empty() {
             fault::point("scheduler.claimed");
             debug!(n = claimed.claims.len(), "claimed");
@@ -165,7 +168,8 @@ impl WakeScheduler {
                 *limits_at = (*limits_at).min(Instant::now() + limit);
             }
             let of = claim.attempt_ref();
-            let start = Start { of, launch: launch_of(claim), register_by, slot: self.slots.take() };
+            let start =
+                Start { of, launch: launch_of(claim, laps.clone()), register_by, slot: self.slots.take() };
             if !self.supervisor.start(start).await {
                 break; // It ended: the claims heal by their deadline or at the next start.
             }
@@ -212,7 +216,7 @@ fn limit_in(claim: &Claim, launch_deadline: Duration) -> Option<Duration> {
     claim.deadline_at.map(|deadline| deadline.since(claimed_at))
 }
 
-fn launch_of(claim: Claim) -> Launch {
+fn launch_of(claim: Claim, laps: Laps) -> Launch {
     let Claim { tenant, id, instance, attempt, token, workflow, digest, env, .. } = claim;
     let env: BTreeMap<String, String> = env;
     Launch {
@@ -222,5 +226,6 @@ fn launch_of(claim: Claim) -> Launch {
         workflow: Some(workflow),
         token,
         env,
+        laps,
     }
 }

@@ -295,7 +295,7 @@ mod tests {
 
         let request = |waits| {
             let suspend = Suspend { waits: vec![Wait::default(); waits] };
-            let frame = ClientFrame { id: 7, operation: Some(Operation::Suspend(suspend)) };
+            let frame = ClientFrame { id: 7, ..Operation::Suspend(suspend).into() };
             decode_request::<ClientFrame>(frame.encode_to_vec().into())
         };
         assert_eq!(request(1_000).expect("a request").id, 7);

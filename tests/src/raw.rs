@@ -5,10 +5,10 @@ use dormouse_proto::{
     call::{Caller, InstanceProtocol, Protocol, Pushes},
     endpoint::{self, ConnectError},
     instance::{
-        self as wire, Checkpoint, ClientFrame, Completed, CustomEvent, Failed, Failure, GetCheckpoint,
-        GetInstanceStatus, Heartbeat, Hello, InstanceEvent, ListCheckpoints, OperationName, Payload,
-        PollSignals, Progress, RegisterInstance, Registered, SignalAck, Suspend, Wait, checkpoint::Value,
-        client_frame::Operation, instance_event::Event, server_frame::Outcome, stored_checkpoint,
+        self as wire, Checkpoint, Completed, CustomEvent, Failed, Failure, GetCheckpoint, GetInstanceStatus,
+        Heartbeat, Hello, InstanceEvent, ListCheckpoints, OperationName, Payload, PollSignals, Progress,
+        RegisterInstance, Registered, SignalAck, Suspend, Wait, checkpoint::Value, client_frame::Operation,
+        instance_event::Event, server_frame::Outcome, stored_checkpoint,
     },
     launch::LaunchDocument,
 };
@@ -31,7 +31,7 @@ impl RawClient {
         let config = endpoint::client_config::<InstanceProtocol>(&document.authority_pem, None).expect("TLS");
         let connection = endpoint::connect(&endpoint, config, address, endpoint::CORE_NAME).await?;
         let hello = Hello { protocol_version: InstanceProtocol::VERSION, client: "raw".to_owned() };
-        let hello = ClientFrame { id: 0, operation: Some(Operation::Hello(hello)) };
+        let hello = Operation::Hello(hello).into();
         let (caller, pushes) = Caller::open(connection, hello).await.expect("a stream");
         Ok(Self { caller, _pushes: pushes, _endpoint: endpoint })
     }
@@ -53,7 +53,7 @@ impl RawClient {
 
     /// Sends one operation; the error is the refusal, or why there is no answer.
     pub async fn ask(&self, operation: Operation) -> Result<Outcome, wire::Error> {
-        let answer = self.caller.call(ClientFrame { id: 0, operation: Some(operation) }).await;
+        let answer = self.caller.call(operation.into()).await;
         match answer.map(|frame| frame.outcome) {
             Ok(Some(Outcome::Error(error))) => Err(error),
             Ok(Some(outcome)) => Ok(outcome),

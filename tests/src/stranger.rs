@@ -55,6 +55,7 @@ impl Door {
                     protocol_version: InstanceProtocol::VERSION,
                     client: "stranger".to_owned(),
                 })),
+                launched: None,
             }),
             Self::Environment => frame::encode(&management::ClientFrame {
                 id: 1,

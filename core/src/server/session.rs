@@ -127,6 +127,7 @@ async fn register(
         let (frame, answer) = call.into_parts();
         let refused = match frame.operation {
             Some(Operation::Register(request)) => {
+                launched(frame.launched.as_ref());
                 timings::request(timings::Request::Register, Stage::Decode, answer.arrived());
                 match open(shared, &request).await {
                     Ok(registration) => {
@@ -238,6 +239,7 @@ impl Active {
     async fn run(self, mut callee: Callee<InstanceProtocol>, shutdown: CancellationToken) {
         let Self { asked, entered, replies, inbox, poll } = self;
         let mut requests = JoinSet::new();
+        let mut first = true;
         let end = {
             let Asked { store, session, seat, .. } = &*asked;
             let informing = push::inform(store, session, seat, &replies, inbox, poll);
@@ -246,6 +248,9 @@ impl Active {
                 tokio::select! {
                     call = callee.next() => match call {
                         Ok(Some(call)) => {
+                            if std::mem::take(&mut first) {
+                                launched(call.frame.launched.as_ref());
+                            }
                             requests.spawn(answer(Arc::clone(&asked), call).in_current_span());
                         }
                         Ok(None) => break End::Gone,
@@ -301,6 +306,31 @@ fn report(done: Result<(), tokio::task::JoinError>) {
     if let Err(error) = done {
         // Its client was told INTERNAL when the answer was dropped.
         error!(%error, "a request panicked");
+    }
+}
+
+/// Records what a process tells of its launch. Heard with the registration and the request after it only.
+fn launched(told: Option<&wire::Launched>) {
+    let Some(wire::Launched {
+        start_micros,
+        endpoint_micros,
+        handshake_micros,
+        register_micros,
+        first_step_micros,
+    }) = told
+    else {
+        return;
+    };
+    for (stage, micros) in [
+        (timings::Launch::Start, start_micros),
+        (timings::Launch::Endpoint, endpoint_micros),
+        (timings::Launch::Handshake, handshake_micros),
+        (timings::Launch::Register, register_micros),
+        (timings::Launch::FirstStep, first_step_micros),
+    ] {
+        if let Some(micros) = *micros {
+            timings::launch(stage, Duration::from_micros(micros.into()));
+        }
     }
 }
 

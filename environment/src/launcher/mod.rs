@@ -13,6 +13,7 @@ pub(crate) mod sys;
 
 use std::{io, path::Path, sync::Arc};
 
+use dormouse_core::timings;
 use tokio::{sync::Semaphore, task::spawn_blocking};
 use tracing::Span;
 
@@ -92,7 +93,7 @@ impl Launcher {
         let shared = Arc::clone(&self.shared);
         let span = Span::current();
         let done = spawn_blocking(move || {
-            let launched = span.in_scope(|| shared.launch(&launch));
+            let launched = span.in_scope(|| shared.launch(launch));
             drop(turn);
             launched
         });
@@ -101,14 +102,18 @@ impl Launcher {
 }
 
 impl Shared {
-    fn launch(&self, launch: &Launch) -> Result<Launched, LaunchError> {
+    fn launch(&self, mut launch: Launch) -> Result<Launched, LaunchError> {
+        launch.laps.pass(timings::Launch::Queue);
         let image = self.images.open_verified(&launch.image)?;
+        launch.laps.pass(timings::Launch::Verify);
         let site = spawn::Site {
             attempts: &self.attempts,
             replicas: &self.replicas,
             surroundings: &self.surroundings,
             boot_id: &self.boot_id,
         };
-        spawn::launch(&site, launch, &image)
+        let launched = spawn::launch(&site, &mut launch, &image)?;
+        launch.laps.record();
+        Ok(launched)
     }
 }

@@ -24,11 +24,14 @@ use std::{
     time::Duration,
 };
 
-use dormouse_core::fault;
+use dormouse_core::{fault, timings};
+use dormouse_proto::launch::LaunchDocument;
+use prost::Message as _;
 use rustix::{
     fs::{Mode, OFlags},
     pipe::{PipeFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with},
     process::{Resource, getrlimit},
+    time::ClockId,
 };
 
 use super::{
@@ -127,7 +130,7 @@ const TEXT_BUSY_TRIES: u32 = 100;
 const TEXT_BUSY_PAUSE: Duration = Duration::from_millis(5);
 
 /// Launches. Blocking: about a millisecond; to be called off the async threads.
-pub(super) fn launch(site: &Site<'_>, launch: &Launch, image: &File) -> Result<Launched, LaunchError> {
+pub(super) fn launch(site: &Site<'_>, launch: &mut Launch, image: &File) -> Result<Launched, LaunchError> {
     let directory = site.attempts.directory(&launch.id);
     let files = |source| LaunchError::Files { path: directory.path.display().to_string(), source };
     let spec = Spec::new(launch, site.surroundings, site.replicas.current(), &directory)?;
@@ -145,13 +148,13 @@ pub(super) fn launch(site: &Site<'_>, launch: &Launch, image: &File) -> Result<L
 
 fn launch_in(
     site: &Site<'_>,
-    launch: &Launch,
+    launch: &mut Launch,
     image: &File,
     spec: &Spec,
     directory: &AttemptDirectory,
 ) -> Result<Launched, LaunchError> {
     let files = |source| LaunchError::Files { path: directory.path.display().to_string(), source };
-    let (reader, mut document) = document_pipe(spec.document.len()).map_err(files)?;
+    let (reader, mut document) = document_pipe(spec.document.len() + MOMENT_BYTES).map_err(files)?;
     let descriptors = [
         raise(File::open("/dev/null").map_err(files)?)?,
         raise(append_only(&directory.stream(Stream::Stdout)).map_err(files)?)?,
@@ -159,7 +162,9 @@ fn launch_in(
         raise(reader)?,
         raise(site.replicas.reader().map_err(files)?)?,
     ];
+    launch.laps.pass(timings::Launch::Files);
     let Spawned { pid, pidfd } = spawn(spec, image, &descriptors, directory)?;
+    launch.laps.pass(timings::Launch::Exec);
     // The process alone reads: should it end before, the pipe says so.
     drop(descriptors);
     fault::point("launch.spawned");
@@ -186,7 +191,7 @@ fn launch_in(
         return Err(LaunchError::HandOver { what: "its process.json could not be written", source });
     }
     fault::point("launch.recorded");
-    match document.write_all(&spec.document) {
+    match document.write_all(&dated(&spec.document)) {
         Ok(()) => {}
         // It has ended already; its supervisor will say how.
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
@@ -198,6 +203,7 @@ fn launch_in(
         }
     }
     drop(document);
+    launch.laps.pass(timings::Launch::HandOver);
     fault::point("launch.document_written");
     Ok(Launched { process, pidfd, directory: directory.clone() })
 }
@@ -266,6 +272,19 @@ fn document_pipe(bytes: usize) -> io::Result<(OwnedFd, File)> {
         fcntl_setpipe_size(&writer, bytes)?;
     }
     Ok((reader, File::from(writer)))
+}
+
+/// What [`dated`] adds to a document.
+const MOMENT_BYTES: usize = 16;
+
+/// The document, with the moment at which it is handed over: of a message's fields the last ones count.
+fn dated(document: &[u8]) -> Vec<u8> {
+    let now = rustix::time::clock_gettime(ClockId::Monotonic);
+    let nanos = Duration::try_from(now).map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(0));
+    let moment = LaunchDocument { handed_over_nanos: nanos, ..LaunchDocument::default() };
+    let mut dated = document.to_vec();
+    dated.extend(moment.encode_to_vec());
+    dated
 }
 
 fn append_only(path: &Path) -> io::Result<File> {

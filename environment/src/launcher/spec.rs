@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use dormouse_core::domain::id::{AttemptToken, Digest, InstanceKey, Name};
+use dormouse_core::{
+    domain::id::{AttemptToken, Digest, InstanceKey, Name},
+    timings::Laps,
+};
 use dormouse_proto::launch::LaunchDocument;
 use prost::Message;
 
@@ -55,6 +58,8 @@ pub struct Launch {
     pub token: AttemptToken,
     /// What the start named, on top of the scrubbed environment.
     pub env: BTreeMap<String, String>,
+    /// How long its stages took.
+    pub laps: Laps,
 }
 
 /// What is the same for every launch of a node.
@@ -184,6 +189,8 @@ fn document(launch: &Launch, surroundings: &Surroundings, core_addresses: Vec<St
         authority_pem: surroundings.authority_pem.clone(),
         addresses_fd: ADDRESSES_FD,
         idle_before_suspend_micros: u64::try_from(idle.as_micros()).unwrap_or(u64::MAX),
+        // Added when it is written.
+        handed_over_nanos: 0,
     }
 }
 
@@ -213,6 +220,7 @@ mod tests {
             image: Digest([1; 32]),
             workflow: Some(Name::parse("workflow", "order").expect("a name")),
             token: AttemptToken([7; 32]),
+            laps: Laps::begin(),
             env: env.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect(),
         }
     }

@@ -15,6 +15,7 @@ use dormouse_core::{
     },
     fault,
     store::{self, AttemptRef, NodeLease, Store},
+    timings,
 };
 use dormouse_proto::code::{Coded, Retry};
 use tokio::{
@@ -309,6 +310,7 @@ impl Attend {
     async fn over(self, ending: Ending, report: ExitReport) {
         drop(self.slot);
         fault::point("supervisor.exit_seen");
+        let seen = Instant::now();
         debug!(reason = %report.reason, "ended");
         let (store, of) = (&self.shared.store, self.of);
         let told = match ending {
@@ -317,7 +319,9 @@ impl Attend {
             Ending::HandedBack => self.shared.hand_back(&self.orders, of).await,
             Ending::Itself => {
                 self.shared.failures.forget(of.instance);
-                tell(&self.orders, || store.exited(of, report.clone())).await
+                let told = tell(&self.orders, || store.exited(of, report.clone())).await;
+                timings::launch(timings::Launch::Exit, seen.elapsed());
+                told
             }
             // A slow start is no crash.
             Ending::Late => {

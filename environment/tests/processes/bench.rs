@@ -9,6 +9,7 @@ use std::{
 };
 
 use dormouse_core::domain::id::{Attempt, AttemptToken, Digest, InstanceId, InstanceKey, Name, Tenant};
+use dormouse_core::timings::Laps;
 use dormouse_environment::{
     attempts::{AttemptDirectory, AttemptId, Attempts, Retention, Stream},
     images::{DEFAULT_MAX_BYTES, Images},
@@ -58,6 +59,7 @@ impl Bench {
             workflow: Some(Name::parse("workflow", "fixture").expect("a name")),
             token: AttemptToken([9; 32]),
             env: BTreeMap::from([("FIXTURE".to_owned(), mode.to_owned())]),
+            laps: Laps::begin(),
         }
     }
 

@@ -95,7 +95,7 @@ macro_rules! protocol {
 
         impl From<$module::client_frame::Operation> for $module::ClientFrame {
             fn from(operation: $module::client_frame::Operation) -> Self {
-                Self { id: 0, operation: Some(operation) }
+                Self { operation: Some(operation), ..Self::default() }
             }
         }
 

@@ -4,6 +4,10 @@ pub struct ClientFrame {
     /// Chosen by the client, unique on the connection, never 0.
     #[prost(uint64, tag = "1")]
     pub id: u64,
+    /// With the registration, and with the first request after it: how long the launch has taken so far, as
+    /// far as the process alone knows it. For the operator's histograms; nothing depends on it. Not before 0.3.0.
+    #[prost(message, optional, tag = "12")]
+    pub launched: ::core::option::Option<Launched>,
     #[prost(oneof = "client_frame::Operation", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub operation: ::core::option::Option<client_frame::Operation>,
 }
@@ -99,6 +103,25 @@ pub struct RegisterInstance {
     pub instance_id: ::prost::alloc::string::String,
     #[prost(uint32, tag = "3")]
     pub attempt: u32,
+}
+/// Stages of one launch, in microseconds; absent: not told, or told before.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Launched {
+    /// From the written launch document until the process has read it.
+    #[prost(uint32, optional, tag = "1")]
+    pub start_micros: ::core::option::Option<u32>,
+    /// Its socket and its TLS configuration.
+    #[prost(uint32, optional, tag = "2")]
+    pub endpoint_micros: ::core::option::Option<u32>,
+    /// From the first datagram to core until the connection is established.
+    #[prost(uint32, optional, tag = "3")]
+    pub handshake_micros: ::core::option::Option<u32>,
+    /// From the registration's request to its answer.
+    #[prost(uint32, optional, tag = "4")]
+    pub register_micros: ::core::option::Option<u32>,
+    /// From there to this request.
+    #[prost(uint32, optional, tag = "5")]
+    pub first_step_micros: ::core::option::Option<u32>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Registered {

@@ -26,4 +26,8 @@ pub struct LaunchDocument {
     /// Idle time before the SDK suspends, in microseconds; 0: the SDK's default.
     #[prost(uint64, tag = "9")]
     pub idle_before_suspend_micros: u64,
+    /// This machine's CLOCK_MONOTONIC when the document was written, in nanoseconds: the process tells core
+    /// how long it has taken to begin. Never stored. 0, or before 0.3.0: not told.
+    #[prost(uint64, tag = "10")]
+    pub handed_over_nanos: u64,
 }
