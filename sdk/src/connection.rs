@@ -30,6 +30,8 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+pub(crate) use dormouse_proto::endpoint::client_endpoint as socket;
+
 use self::link::{Link, doubled};
 use crate::{
     fault::{self, Point},
@@ -54,10 +56,14 @@ const RECLAIMS: u32 = 3;
 /// … and how long it waits to hear that: its steps go on meanwhile, and a fenced process shall end.
 const RECLAIM_WITHIN: Duration = Duration::from_secs(5);
 
-/// Runs until the process has nothing more to say to core. Calls `started` once, when the attempt is
+/// Runs on a `socket` until the process has nothing more to say to core. Calls `started` once, when the attempt is
 /// registered and everything that is stored is known.
-pub(crate) async fn run(document: LaunchDocument, started: impl FnOnce(Arc<Ledger>)) -> Fate {
-    let mut link = match Link::new(document) {
+pub(crate) async fn run(
+    socket: quinn::Endpoint,
+    document: LaunchDocument,
+    started: impl FnOnce(Arc<Ledger>),
+) -> Fate {
+    let mut link = match Link::new(socket, document) {
         Ok(link) => link,
         Err(reason) => return Fate::Refused(reason),
     };

@@ -1,7 +1,8 @@
 //! A workflow's process: from its launch document to its end.
 //!
 //! The main thread runs the workflow; a thread of its own stays connected to core, so a workflow
-//! that computes or blocks stays connected too. The process leaves at once when its ending or its
+//! that computes or blocks stays connected too. Both make ready what they can before the launch document
+//! arrives, or while the other waits. The process leaves at once when its ending or its
 //! suspension is recorded, also while other threads run. It never records an ending for a panic: that
 //! is a crash, and the environment tells it from the exit.
 //!
@@ -23,10 +24,15 @@ mod tests;
 
 use std::{
     future::Future,
-    io::Write as _,
-    panic::{AssertUnwindSafe, catch_unwind},
+    io::{self, Write as _},
+    mem::ManuallyDrop,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     pin::Pin,
-    sync::{Arc, mpsc},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     task::{self, Poll},
     thread,
     time::Duration,
@@ -34,9 +40,11 @@ use std::{
 
 use dormouse_proto::{instance::Payload, launch::LaunchDocument};
 use prost::Message as _;
+use tokio::{runtime::Runtime, task::JoinSet};
 
 use crate::{
-    blocking, connection,
+    blocking,
+    connection::{self, socket},
     context::Context,
     error::Result,
     fault,
@@ -63,6 +71,8 @@ const DOCUMENT_MAX: u64 = 1 << 20;
 const FLUSH: Duration = Duration::from_millis(500);
 /// Stack of the thread that stays connected.
 const LINK_STACK: usize = 512 << 10;
+/// Stack of the thread that writes out what is buffered.
+const FLUSH_STACK: usize = 64 << 10;
 
 /// Whether this process was launched as an instance, so that [`Image::run`] takes it over.
 ///
@@ -108,15 +118,7 @@ impl Image {
             self.explain();
             sys::exit(exit::BY_HAND);
         };
-        match read_document(&fd) {
-            Ok(Some(document)) => self.run_instance(document),
-            // The environment went away, or thought better of it: nothing was touched.
-            Ok(None) => sys::exit(exit::LEFT),
-            Err(reason) => {
-                eprintln!("dormouse-sdk: the launch document of descriptor {fd} cannot be read: {reason}");
-                sys::exit(exit::DOCUMENT);
-            }
-        }
+        self.run_instance(fd)
     }
 
     fn explain(&self) {
@@ -133,32 +135,53 @@ impl Image {
         );
     }
 
-    fn run_instance(self, document: LaunchDocument) -> ! {
-        fault::this_is_attempt(document.attempt);
+    fn run_instance(self, fd: String) -> ! {
         let (started, start) = mpsc::sync_channel(1);
+        let output = Arc::new(Output::default());
+        let shared = Arc::clone(&output);
         let link =
             thread::Builder::new().name("dormouse-link".to_owned()).stack_size(LINK_STACK).spawn(move || {
                 // A panic here would leave a workflow that waits for ever.
-                match catch_unwind(AssertUnwindSafe(|| stay_connected(document, started))) {
-                    Ok(fate) => leave(&fate),
-                    Err(_) => crash(),
+                let connected = catch_unwind(AssertUnwindSafe(|| stay_connected(fd, started, &shared)));
+                match connected {
+                    Ok(fate) => leave(&fate, &shared),
+                    Err(_) => crash(&shared),
                 }
             });
         if let Err(error) = link {
             eprintln!("dormouse-sdk: no thread for the connection: {error}");
             sys::exit(exit::REFUSED);
         }
+        // While the connection is made.
+        let runtime = self.runtime();
         if let Ok(start) = start.recv() {
-            match catch_unwind(AssertUnwindSafe(|| run_workflow(&self.workflows, self.threads, &start))) {
+            match catch_unwind(AssertUnwindSafe(|| run_workflow(&self.workflows, runtime, &start))) {
                 Ok(Ok(output)) => start.ledger.end(Ending::Completed(output)),
                 Ok(Err(failure)) => start.ledger.end(Ending::Failed(failure)),
-                Err(_) => crash(),
+                Err(_) => crash(&output),
             }
         }
-        // The connection's thread ends the process when the ending is acknowledged.
+        // While the ending is on its way. The connection's thread ends the process when it is acknowledged.
+        output.flush();
         loop {
             thread::park();
         }
+    }
+
+    /// The runtime for asynchronous workflows, if there is one.
+    fn runtime(&self) -> io::Result<Option<Runtime>> {
+        if !self.workflows.iter().any(|workflow| matches!(workflow.entry, Entry::Asynchronous(_))) {
+            return Ok(None);
+        }
+        let mut builder = match self.threads {
+            0 => tokio::runtime::Builder::new_current_thread(),
+            threads => {
+                let mut builder = tokio::runtime::Builder::new_multi_thread();
+                builder.worker_threads(threads);
+                builder
+            }
+        };
+        builder.enable_all().build().map(Some)
     }
 }
 
@@ -167,6 +190,22 @@ pub(crate) struct Start {
     pub(crate) ledger: Arc<Ledger>,
     /// The runtime of the connection's thread: it drives the timers of blocking workflows.
     pub(crate) timers: tokio::runtime::Handle,
+}
+
+/// The launch document; without one the process ends.
+fn await_document(fd: &str) -> LaunchDocument {
+    match read_document(fd) {
+        Ok(Some(document)) => {
+            fault::this_is_attempt(document.attempt);
+            document
+        }
+        // The environment went away, or thought better of it: nothing was touched.
+        Ok(None) => sys::exit(exit::LEFT),
+        Err(reason) => {
+            eprintln!("dormouse-sdk: the launch document of descriptor {fd} cannot be read: {reason}");
+            sys::exit(exit::DOCUMENT);
+        }
+    }
 }
 
 fn read_document(fd: &str) -> Result<Option<LaunchDocument>, String> {
@@ -191,41 +230,57 @@ fn read_document(fd: &str) -> Result<Option<LaunchDocument>, String> {
     Ok(Some(document))
 }
 
-fn stay_connected(document: LaunchDocument, started: mpsc::SyncSender<Start>) -> Fate {
+/// The connection's thread. Returns only if there is no connection to be had; else the process ends in here.
+fn stay_connected(fd: String, started: mpsc::SyncSender<Start>, output: &Arc<Output>) -> Fate {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return Fate::Refused(format!("no runtime for the connection: {error}")),
     };
     let timers = runtime.handle().clone();
-    runtime.block_on(connection::run(document, move |ledger| {
-        // The workflow's thread waits for exactly this.
-        let _ = started.send(Start { ledger, timers });
-    }))
+    let output = Arc::clone(output);
+    runtime.block_on(async {
+        // A task: waking one costs no system call, waking what `block_on` runs itself does.
+        let mut connection = JoinSet::new();
+        connection.spawn(async move {
+            let fate = match socket() {
+                // Before the document is there: it decides nothing of this.
+                Ok(socket) => {
+                    let begin = |ledger| {
+                        // The workflow's thread waits for exactly this.
+                        let _ = started.send(Start { ledger, timers });
+                    };
+                    connection::run(socket, await_document(&fd), begin).await
+                }
+                Err(error) => Fate::Refused(format!("no socket for the connection: {error}")),
+            };
+            // At once: taking the runtime apart would cost as much as a step.
+            leave(&fate, &output)
+        });
+        match connection.join_next().await {
+            Some(Err(panic)) if panic.is_panic() => resume_unwind(panic.into_panic()),
+            ended => Fate::Refused(format!("the connection ended without a fate: {ended:?}")),
+        }
+    })
 }
 
-fn run_workflow(workflows: &[Workflow], threads: usize, start: &Start) -> Result<Payload> {
+fn run_workflow(
+    workflows: &[Workflow],
+    runtime: io::Result<Option<Runtime>>,
+    start: &Start,
+) -> Result<Payload> {
     let workflow = find(workflows, &start.ledger.facts.workflow)?;
-    match &workflow.entry {
-        Entry::Blocking(run) => {
-            let ctx = Context::new(Arc::clone(&start.ledger));
-            run(blocking::Context::new(ctx, start.timers.clone()))
-        }
-        Entry::Asynchronous(run) => {
-            let mut builder = match threads {
-                0 => tokio::runtime::Builder::new_current_thread(),
-                threads => {
-                    let mut builder = tokio::runtime::Builder::new_multi_thread();
-                    builder.worker_threads(threads);
-                    builder
-                }
-            };
+    let ctx = Context::new(Arc::clone(&start.ledger));
+    match (&workflow.entry, runtime?) {
+        (Entry::Blocking(run), _) => run(blocking::Context::new(ctx, start.timers.clone())),
+        (Entry::Asynchronous(run), Some(runtime)) => {
             // Never dropped: that would wait for blocking tasks, and nothing may hold up the ending.
-            let runtime = std::mem::ManuallyDrop::new(builder.enable_all().build()?);
+            let runtime = ManuallyDrop::new(runtime);
             runtime.block_on(async {
-                let running = run(Context::new(Arc::clone(&start.ledger)));
+                let running = run(ctx);
                 Watched { running, ledger: &start.ledger }.await
             })
         }
+        (Entry::Asynchronous(_), None) => unreachable!("an image with such a workflow has a runtime"),
     }
 }
 
@@ -246,39 +301,66 @@ impl<F: Future + Unpin> Future for Watched<'_, F> {
     }
 }
 
-fn leave(fate: &Fate) -> ! {
+fn leave(fate: &Fate, output: &Arc<Output>) -> ! {
     match fate {
         Fate::Ended | Fate::Suspended => {
-            flush();
+            output.flushed();
             sys::exit(exit::LEFT)
         }
         // Not even its output counts any more.
         Fate::Fenced => sys::exit(exit::FENCED),
         Fate::Refused(reason) => {
             eprintln!("dormouse-sdk: {reason}");
-            flush();
+            output.flushed();
             sys::exit(exit::REFUSED)
         }
     }
 }
 
 /// The message is on stderr already: the panic hook wrote it.
-fn crash() -> ! {
-    flush();
+fn crash(output: &Arc<Output>) -> ! {
+    output.flushed();
     sys::exit(exit::PANIC)
 }
 
-/// Writes out what is buffered. Whoever holds stdout's lock for ever keeps what it buffered.
-fn flush() {
-    let (done, flushed) = mpsc::sync_channel(1);
-    let writer = thread::Builder::new().spawn(move || {
+/// What is buffered is written out once before the process leaves, but not waited for without end: whoever holds
+/// stdout's lock for ever keeps what it buffered.
+#[derive(Default)]
+struct Output {
+    begun: AtomicBool,
+    written: Mutex<bool>,
+    told: Condvar,
+}
+
+impl Output {
+    /// On a thread that may be held up.
+    fn flush(&self) {
+        if self.begun.swap(true, Ordering::Relaxed) {
+            return;
+        }
         // A closed stdout has nothing to flush; a full disk is not worth a crash.
-        let _ = std::io::stdout().flush();
-        let _ = std::io::stderr().flush();
-        let _ = done.send(());
-    });
-    if writer.is_ok() {
-        // Late or never: the process leaves all the same.
-        let _ = flushed.recv_timeout(FLUSH);
+        let _ = io::stdout().flush();
+        let _ = io::stderr().flush();
+        sys::flush_c_streams();
+        *self.lock() = true;
+        self.told.notify_all();
+    }
+
+    /// Waits for that, at most [`FLUSH`]; has a thread do it if nobody does.
+    fn flushed(self: &Arc<Self>) {
+        if !self.begun.load(Ordering::Relaxed) {
+            let output = Arc::clone(self);
+            let writer = thread::Builder::new().stack_size(FLUSH_STACK).spawn(move || output.flush());
+            if writer.is_err() {
+                return;
+            }
+        }
+        // Late: the process leaves all the same.
+        drop(self.told.wait_timeout_while(self.lock(), FLUSH, |written| !*written));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        // Nothing panics while it holds the lock.
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

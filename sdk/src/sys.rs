@@ -4,11 +4,17 @@
 use std::{
     fs::File,
     io::{self, Read as _},
-    os::fd::{FromRawFd as _, RawFd},
+    os::{
+        fd::{FromRawFd as _, RawFd},
+        unix::fs::MetadataExt as _,
+    },
 };
 
 /// Names the descriptor from which a launched process reads its launch document.
 pub(crate) const LAUNCH_FD: &str = "DORMOUSE_LAUNCH_FD";
+
+/// What is read from a descriptor usually fits into so many bytes, and then takes two system calls.
+const USUAL: usize = 4 << 10;
 
 /// The descriptor that the environment variable names, and takes the variable away, so that programs
 /// which the workflow runs do not believe that they were launched too.
@@ -24,7 +30,8 @@ pub(crate) fn take_launch_fd() -> Option<String> {
 
 /// Whether this thread is the only one; `false` when the system does not say.
 fn is_single_threaded() -> bool {
-    std::fs::read_dir("/proc/self/task").is_ok_and(|tasks| tasks.count() == 1)
+    // A folder has a link from itself, one from above and one from each folder in it: here a thread.
+    std::fs::metadata("/proc/self/task").is_ok_and(|tasks| tasks.nlink() == 3)
 }
 
 /// Closes the descriptor in programs that this process runs. Fails if it is not open.
@@ -45,7 +52,7 @@ pub(crate) fn read_to_end(fd: RawFd, max: u64) -> io::Result<Vec<u8>> {
     // SAFETY: the launcher hands this descriptor to this process alone, it is open (checked above),
     // and the variable that names it is taken once, so nothing else here owns it.
     let file = unsafe { File::from_raw_fd(fd) };
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(USUAL);
     file.take(max + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
@@ -79,6 +86,12 @@ pub(crate) fn read_from_start(fd: RawFd, max: usize) -> io::Result<Vec<u8>> {
 pub(crate) fn exit(code: u8) -> ! {
     // SAFETY: _exit only ends the process.
     unsafe { libc::_exit(i32::from(code)) }
+}
+
+/// Writes out what C code has printed and its library buffers. May wait for a stream that another thread holds.
+pub(crate) fn flush_c_streams() {
+    // SAFETY: a null pointer stands for every open stream. A failure loses output, as with any full disk.
+    let _ = unsafe { libc::fflush(std::ptr::null_mut()) };
 }
 
 /// Sends SIGKILL to this process.

@@ -13,7 +13,8 @@ use crate::pair::{LOOPBACK, Pair, Place, certificate, echo, hello, request, soon
 async fn the_first_request_rides_with_the_hello() {
     let place = Place::new();
     let (client, server) = place.connection().await;
-    let (caller, _pushes) = Caller::<InstanceProtocol>::open(client, hello(1)).await.expect("a stream");
+    let (caller, _pushes) =
+        Caller::<InstanceProtocol>::open(client.clone(), hello(1)).await.expect("a stream");
     let serve = async {
         let mut callee = Callee::<InstanceProtocol>::accept(server).await.expect("a hello");
         let call = callee.next().await.expect("a request").expect("a request");
@@ -24,6 +25,27 @@ async fn the_first_request_rides_with_the_hello() {
     let (answer, _callee) =
         soon("the answer", async { tokio::join!(caller.call(request("first", 1)), serve) }).await;
     assert_eq!(told(&answer.expect("an answer")).0, "first");
+    assert_eq!(client.stats().frame_tx.stream, 1, "in one datagram"); // what is in several takes a frame in each
+}
+
+/// Datagrams that look for a path's size are many in the life of a short process.
+#[tokio::test]
+async fn one_probe_finds_the_size_of_the_path() {
+    let Pair { caller, mut callee, connection, .. } = Place::new().pair().await;
+    let serve = async {
+        while let Ok(Some(call)) = callee.next().await {
+            let answer = echo(&call.frame);
+            call.reply(answer).await.expect("the client is there");
+        }
+    };
+    let ask = async {
+        while connection.stats().path.current_mtu < 1452 {
+            caller.call(request("again", 1)).await.expect("an answer");
+        }
+        caller.close("found");
+    };
+    soon("a larger size", async { tokio::join!(serve, ask) }).await;
+    assert_eq!(connection.stats().path.sent_plpmtud_probes, 1);
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use std::{
 use dormouse_proto::{
     call::{CallError, Caller, InstanceProtocol, Protocol as _},
     code::Code,
-    endpoint::{CORE_NAME, Transport, client_config_with, client_endpoint, connect},
+    endpoint::{CORE_NAME, Transport, client_config_with, connect},
     instance::{self, client_frame, server_frame},
     launch::LaunchDocument,
     trust::Trust,
@@ -61,8 +61,7 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) fn new(document: LaunchDocument) -> Result<Self, String> {
-        let endpoint = client_endpoint().map_err(|error| format!("no socket for the connection: {error}"))?;
+    pub(super) fn new(endpoint: quinn::Endpoint, document: LaunchDocument) -> Result<Self, String> {
         let transport = Transport { keep_alive: KEEP_ALIVE, ..Transport::default() };
         let config = client_config_with::<InstanceProtocol>(
             Trust::Authority(&document.authority_pem),

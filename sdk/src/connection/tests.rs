@@ -32,7 +32,7 @@ where
     Fut: Future<Output = Result<u64>>,
 {
     let (started, start) = tokio::sync::oneshot::channel();
-    let link = run(document, |ledger| drop(started.send(ledger)));
+    let link = run(super::socket().unwrap(), document, |ledger| drop(started.send(ledger)));
     let work = async {
         let Ok(ledger) = start.await else {
             return std::future::pending().await;
