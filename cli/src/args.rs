@@ -243,6 +243,16 @@ pub(crate) enum Image {
         /// The version [default: 1, 2, 3 …]
         #[arg(long)]
         version: Option<String>,
+        #[command(flatten)]
+        options: ImageOptions,
+    },
+    /// Change how many processes of a version stand ready, and whether they are used again
+    #[command(arg_required_else_help = true)]
+    Set {
+        /// NAME or NAME:VERSION
+        image: ImageRef,
+        #[command(flatten)]
+        options: ImageOptions,
     },
     /// List images, or the versions of one
     List {
@@ -259,6 +269,16 @@ pub(crate) enum Image {
         /// NAME or NAME:VERSION
         image: ImageRef,
     },
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct ImageOptions {
+    /// Processes that stand ready on each node, connected and without an instance; 0: none
+    #[arg(long, value_name = "N")]
+    pub(crate) spares: Option<u32>,
+    /// Instances that one process may serve, one after the other; 1: a process for each
+    #[arg(long, value_name = "M")]
+    pub(crate) reuse: Option<u32>,
 }
 
 #[derive(Debug, Args)]
@@ -591,6 +611,8 @@ mod tests {
             "config show --config f --slots 4 -o json",
             "migrate",
             "image push ./b --name n --version 1",
+            "image push ./b --name n --spares 4 --reuse 100",
+            "image set n:1 --spares 0",
             "image list",
             "image get n:1",
             "image delete n",

@@ -258,6 +258,8 @@ pub(crate) fn image_json(image: &Image) -> serde_json::Value {
         "workflows": image.workflows,
         "sdk_version": image.sdk_version,
         "architecture": image.architecture,
+        "spares": image.spares,
+        "reuse": image.reuse,
         "created_at": image.created_at.map(rfc3339),
     })
 }

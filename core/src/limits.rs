@@ -41,6 +41,12 @@ pub const DATABASE_PATIENCE: Duration = Duration::from_mins(1);
 /// How long the last farewells of a service that ends may take to leave this machine.
 pub const LEAVE_WITHIN: Duration = Duration::from_millis(500);
 
+/// Spare processes of one version of an image on each node. Each takes memory for as long as nobody needs it.
+pub const SPARES_OF_IMAGE: u32 = 64;
+
+/// Instances that one process may serve, one after the other. What a workflow leaves in its memory ends here.
+pub const REUSE: u32 = 10_000;
+
 /// Longest name of an author's type that is kept, in bytes. It only helps people; the rest is cut.
 pub const TYPE_NAME_BYTES: usize = 1_000;
 

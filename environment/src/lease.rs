@@ -123,7 +123,7 @@ async fn asked(notices: &mut Notices) -> bool {
     loop {
         match notices.next().await {
             Some(Notice::Everything) => return true,
-            Some(Notice::Wakes | Notice::Instance(_) | Notice::Tokens) => {}
+            Some(Notice::Wakes | Notice::Instance(_) | Notice::Tokens | Notice::Images) => {}
             None => return false,
         }
     }

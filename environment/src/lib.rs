@@ -10,6 +10,7 @@
 //!   hears what is asked of it.
 //! - [`watch`]: watches the other nodes' leases, and takes over what lost ones held.
 //! - [`scheduler`]: claims due wakes while slots are free.
+//! - `spares`: processes that stand ready.
 //! - [`supervisor`]: exits, output, adoption after a restart.
 //! - [`management`]: the server that controllers talk to.
 //! - `cores`: where core is, for the processes.
@@ -35,5 +36,6 @@ pub mod node;
 pub mod process;
 pub mod scheduler;
 pub mod service;
+mod spares;
 pub mod supervisor;
 pub mod watch;

@@ -25,6 +25,19 @@ pub struct Image {
     pub architecture: String,
     /// When this name and version came to point at it.
     pub created_at: Option<Timestamp>,
+    /// Processes of it that stand ready on each node.
+    pub spares: u32,
+    /// Instances that one process of it may serve, one after the other; 1: no reuse.
+    pub reuse: u32,
+}
+
+/// How processes of a version are kept. What is `None` stays as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ImageOptions {
+    /// Processes that stand ready on each node, at most 64; 0: none.
+    pub spares: Option<u32>,
+    /// Instances that one process may serve, one after the other, at most 10,000; 1: no reuse.
+    pub reuse: Option<u32>,
 }
 
 impl Image {
@@ -38,6 +51,8 @@ impl Image {
             sdk_version: image.sdk_version,
             architecture: image.architecture,
             created_at: Timestamp::optional(image.created_at),
+            spares: image.spares,
+            reuse: image.reuse.max(1),
         }
     }
 }
@@ -86,6 +101,23 @@ impl Client {
     pub async fn image(&self, image: &ImageRef) -> Result<Image, Error> {
         let request =
             Operation::GetImage(wire::GetImage { name: image.name.clone(), version: image.version.clone() });
+        self.call(request, |outcome| match outcome {
+            Outcome::Image(image) => Ok(Image::from_wire(image)),
+            other => Err(unexpected(&other)),
+        })
+        .await
+    }
+
+    /// Sets how processes of a version are kept; without a version of the newest. Answers the image as it is then.
+    ///
+    /// Refused with `FAILED_PRECONDITION` if the image's SDK is older than 0.3.0, with `INVALID_ARGUMENT` beyond
+    /// the limits. Processes that stand ready are ended or started within moments.
+    pub async fn set_image(&self, image: &ImageRef, options: ImageOptions) -> Result<Image, Error> {
+        let request = Operation::SetImage(wire::SetImage {
+            name: image.name.clone(),
+            version: image.version.clone(),
+            options: Some(wire::ImageOptions { spares: options.spares, reuse: options.reuse }),
+        });
         self.call(request, |outcome| match outcome {
             Outcome::Image(image) => Ok(Image::from_wire(image)),
             other => Err(unexpected(&other)),

@@ -56,7 +56,7 @@ pub use dormouse_proto::trust::Fingerprint;
 pub use error::Error;
 pub use history::{Attempt, Checkpoint, CheckpointPage, Event, EventPage};
 pub use id::new_instance_id;
-pub use images::{Image, ImageRef};
+pub use images::{Image, ImageOptions, ImageRef};
 pub use instance::{Failure, Instance, Progress, Status};
 pub use instances::{InstancePage, ListInstances, StartInstance, Started};
 pub use logs::{LogChunk, LogFollower, LogRead, Stream};

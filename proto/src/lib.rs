@@ -13,6 +13,7 @@
 //! | [`endpoint`] | the one place that configures quinn and rustls |
 //! | [`trust`] | whom a client trusts, by certificate or by fingerprint |
 //! | `peer` (feature `server`) | who a client proved to be by its certificate |
+//! | `standby` (feature `server`) | what a spare process proves itself by |
 //! | `identity` (feature `identity`) | the cluster's authority and the certificates it signs |
 //! | [`code`] | the table of error codes |
 //! | [`limits`] | sizes, counts and times of the wire |
@@ -34,6 +35,8 @@ pub mod peer;
 #[cfg(feature = "server")]
 mod restart;
 mod secret;
+#[cfg(feature = "server")]
+pub mod standby;
 pub mod trust;
 
 /// The instance protocol: a workflow's process and core.

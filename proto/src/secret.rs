@@ -2,8 +2,8 @@
 
 use std::fmt::{Debug, Formatter, Result};
 
-use crate::instance::RegisterInstance;
-use crate::launch::LaunchDocument;
+use crate::instance::{RegisterInstance, Standby};
+use crate::launch::{LaunchDocument, SpareDocument};
 use crate::management::Hello;
 
 const HIDDEN: &str = "(hidden)";
@@ -16,6 +16,29 @@ impl Debug for RegisterInstance {
             .field("instance_id", instance_id)
             .field("attempt", attempt)
             .finish()
+    }
+}
+
+impl Debug for Standby {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        let Self { node, epoch, tenant, number, proof: _ } = self;
+        f.debug_struct("Standby")
+            .field("node", node)
+            .field("epoch", epoch)
+            .field("tenant", tenant)
+            .field("number", number)
+            .field("proof", &HIDDEN)
+            .finish()
+    }
+}
+
+impl Debug for SpareDocument {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        f.debug_struct("SpareDocument")
+            .field("format", &self.format)
+            .field("standby", &HIDDEN)
+            .field("core_addresses", &self.core_addresses)
+            .finish_non_exhaustive()
     }
 }
 

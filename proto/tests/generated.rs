@@ -44,7 +44,9 @@ fn generate(protos: &Path, out: &Path) {
         // These hold secrets: src/secret.rs writes their Debug.
         .skip_debug([
             ".dormouse.instance.v1.RegisterInstance",
+            ".dormouse.instance.v1.Standby",
             ".dormouse.launch.v1.LaunchDocument",
+            ".dormouse.launch.v1.SpareDocument",
             ".dormouse.management.v1.Hello",
         ])
         .compile_fds(descriptors)

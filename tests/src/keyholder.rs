@@ -124,6 +124,11 @@ pub fn every_operation(id: &str, image: &str) -> Vec<(Operation, Least)> {
         Operation::Cancel(wire::CancelInstance { id: id.clone() }),
         Operation::Stop(wire::StopInstance { id: id.clone() }),
         Operation::Delete(wire::DeleteInstance { id }),
+        Operation::SetImage(wire::SetImage {
+            name: image.clone(),
+            version: String::new(),
+            options: Some(wire::ImageOptions { spares: Some(1), reuse: None }),
+        }),
         Operation::DeleteImage(wire::DeleteImage { name: image, version: String::new() }),
         Operation::CreateToken(wire::CreateToken { role: "reader".into(), ..Default::default() }),
         Operation::Tokens(wire::ListTokens { tenant: String::new() }),
@@ -158,6 +163,7 @@ fn least(operation: &Operation) -> Least {
         | Operation::UploadChunk(_)
         | Operation::FinishUpload(_)
         | Operation::DeleteImage(_)
+        | Operation::SetImage(_)
         | Operation::Start(_)
         | Operation::Signal(_)
         | Operation::Cancel(_)

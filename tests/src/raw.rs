@@ -5,10 +5,11 @@ use dormouse_proto::{
     call::{Caller, InstanceProtocol, Protocol, Pushes},
     endpoint::{self, ConnectError},
     instance::{
-        self as wire, Checkpoint, Completed, CustomEvent, Failed, Failure, GetCheckpoint, GetInstanceStatus,
-        Heartbeat, Hello, InstanceEvent, ListCheckpoints, OperationName, Payload, PollSignals, Progress,
-        RegisterInstance, Registered, SignalAck, Suspend, Wait, checkpoint::Value, client_frame::Operation,
-        instance_event::Event, server_frame::Outcome, stored_checkpoint,
+        self as wire, Checkpoint, Completed, CustomEvent, Failed, Failure, GetCheckpoint,
+        GetInstanceStatus, Heartbeat, Hello, InstanceEvent, ListCheckpoints, OperationName, Payload,
+        PollSignals, Progress, RegisterInstance, Registered, SignalAck, Standby, Suspend, Wait,
+        checkpoint::Value, client_frame::Operation, instance_event::Event, server_frame::Outcome,
+        stored_checkpoint,
     },
     launch::LaunchDocument,
 };
@@ -120,6 +121,7 @@ pub fn every_operation(document: &LaunchDocument) -> Vec<Operation> {
         Operation::GetStatus(GetInstanceStatus {}),
         poll(),
         Operation::SignalAck(SignalAck { number: 1 }),
+        Operation::Standby(Standby::default()),
     ];
     for operation in &all {
         match operation {
@@ -132,7 +134,8 @@ pub fn every_operation(document: &LaunchDocument) -> Vec<Operation> {
             | Operation::Event(_)
             | Operation::GetStatus(_)
             | Operation::PollSignals(_)
-            | Operation::SignalAck(_) => {}
+            | Operation::SignalAck(_)
+            | Operation::Standby(_) => {}
         }
     }
     all

@@ -1,13 +1,14 @@
-//! `image push | list | get | delete`.
+//! `image push | set | list | get | delete`.
 
 use std::path::Path;
 
-use dormouse_management_sdk::{Client, Image, ImageRef, UploadProgress, Uploaded};
+use anyhow::Context as _;
+use dormouse_management_sdk::{Client, Image, ImageOptions, ImageRef, UploadProgress, Uploaded};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Ctx;
 use crate::{
-    args::{Format, Image as Args},
+    args::{self, Format, Image as Args},
     exit::Exit,
     output::{Screen, bytes, facts, image_json, print, print_json, rfc3339, say, short_digest},
 };
@@ -15,10 +16,21 @@ use crate::{
 pub(crate) async fn image(ctx: &Ctx, args: Args) -> anyhow::Result<Exit> {
     let client = ctx.client().await?;
     match args {
-        Args::Push { binary, name, version } => {
+        Args::Push { binary, name, version, options } => {
             let image = ImageRef { name, version: version.unwrap_or_default() };
-            let pushed = upload(&client, &ctx.screen, &binary, &image).await?;
+            let mut pushed = upload(&client, &ctx.screen, &binary, &image).await?;
+            if options.spares.is_some() || options.reuse.is_some() {
+                pushed.image = set(&client, &pushed.image, options).await?;
+            }
             print_pushed(ctx, &pushed)?;
+        }
+        Args::Set { image, options } => {
+            let image = client.set_image(&image, wished(options)).await?;
+            match ctx.screen.format {
+                Format::Json => print_json(&image_json(&image))?,
+                Format::Ids => print(&format!("{}\n", reference(&image)))?,
+                Format::Table => print(&format!("{}: {}\n", reference(&image), kept(&image)))?,
+            }
         }
         Args::List { name } => {
             let images = client.images(name.as_deref()).await?;
@@ -84,6 +96,31 @@ pub(crate) async fn upload(
     Ok(pushed?)
 }
 
+/// Of the version that was just pushed, which may have chosen its number itself.
+async fn set(client: &Client, image: &Image, options: args::ImageOptions) -> anyhow::Result<Image> {
+    let image = ImageRef { name: image.name.clone(), version: image.version.clone() };
+    let set = client.set_image(&image, wished(options)).await;
+    set.with_context(|| format!("{image} is pushed, without spares and reuse"))
+}
+
+fn wished(args::ImageOptions { spares, reuse }: args::ImageOptions) -> ImageOptions {
+    ImageOptions { spares, reuse }
+}
+
+/// How its processes are kept, in words.
+fn kept(image: &Image) -> String {
+    let spares = match image.spares {
+        0 => "no spares".to_owned(),
+        1 => "1 spare on each node".to_owned(),
+        n => format!("{n} spares on each node"),
+    };
+    let reuse = match image.reuse {
+        0 | 1 => "a process for each instance".to_owned(),
+        n => format!("a process serves up to {n} instances"),
+    };
+    format!("{spares}, {reuse}")
+}
+
 fn print_pushed(ctx: &Ctx, pushed: &Uploaded) -> anyhow::Result<()> {
     let image = &pushed.image;
     match ctx.screen.format {
@@ -135,6 +172,7 @@ fn portrait(image: &Image) -> String {
         ("Workflows", image.workflows.join(", ")),
         ("SDK", image.sdk_version.clone()),
         ("Machine", image.architecture.clone()),
+        ("Processes", kept(image)),
         ("Pushed", image.created_at.map(rfc3339).unwrap_or_default()),
     ])
 }

@@ -1,6 +1,6 @@
 //! The instance server: what a workflow's process talks to, on port 8001.
 //!
-//! - [`session`]: the life of one connection.
+//! - [`session`]: the life of one connection; [`standby`]: of one that belongs to no instance yet.
 //! - [`request`]: one function for each operation.
 //! - [`push`]: who is connected, and telling them what changed.
 //! - [`wire`]: messages to domain types and back.
@@ -15,6 +15,7 @@ mod presence;
 mod push;
 mod request;
 mod session;
+mod standby;
 mod wire;
 
 use std::net::SocketAddr;
@@ -186,6 +187,7 @@ impl Server {
         let shared = Shared {
             store,
             sessions,
+            spares: Arc::default(),
             poll: options.poll,
             all: Allowance::new(options.in_flight),
             // Quotas bound a tenant's instances, and with them its connections.

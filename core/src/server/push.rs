@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use dormouse_proto::call::{InstanceProtocol, Protocol, Replies};
+use dormouse_proto::call::{CallError, InstanceProtocol, Protocol, Replies};
 use dormouse_proto::code::{Code, Coded};
+use dormouse_proto::instance::ServerFrame;
 use dormouse_proto::instance::server_frame::Outcome;
 use tokio::sync::Notify;
 use tokio::time::timeout;
@@ -84,7 +85,7 @@ impl Sessions {
                 }
                 Notice::Everything => self.lock().values().for_each(|seat| seat.nudge.notify_one()),
                 // For those who launch.
-                Notice::Wakes | Notice::Tokens => {}
+                Notice::Wakes | Notice::Tokens | Notice::Images => {}
             }
         }
     }
@@ -146,6 +147,11 @@ impl Seat {
         Concluding(self)
     }
 
+    /// Whether the store has accepted the end of this session: nothing more is to come of it.
+    pub(super) fn is_concluded(&self) -> bool {
+        self.concluded.load(Ordering::SeqCst)
+    }
+
     /// Whether the process has heard, or will hear with its next answer, that it is over.
     pub(super) fn is_leaving(&self) -> bool {
         self.concluding.load(Ordering::SeqCst) > 0 || self.concluded.load(Ordering::SeqCst)
@@ -167,12 +173,37 @@ impl Drop for Concluding<'_> {
     }
 }
 
+/// Pushes to one registration of a connection: what comes late for it is told apart from what is meant for the
+/// next one. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Pusher {
+    replies: Replies<InstanceProtocol>,
+    registration: u32,
+}
+
+impl Pusher {
+    /// `registration` counts those of the connection, from 0.
+    pub(super) fn new(replies: Replies<InstanceProtocol>, registration: u32) -> Self {
+        Self { replies, registration }
+    }
+
+    /// Resolves when it is handed to the connection.
+    pub(super) async fn push(&self, frame: ServerFrame) -> Result<(), CallError> {
+        self.replies.push(ServerFrame { registration: self.registration, ..frame }).await
+    }
+
+    /// The connection below.
+    pub(super) fn replies(&self) -> &Replies<InstanceProtocol> {
+        &self.replies
+    }
+}
+
 /// Keeps the process informed. `told` is what it has heard at its registration. Returns when it is fenced.
 pub(super) async fn inform(
     store: &Store,
     session: &Session,
     seat: &Seat,
-    replies: &Replies<InstanceProtocol>,
+    pusher: &Pusher,
     mut told: Inbox,
     poll: Duration,
 ) {
@@ -182,7 +213,7 @@ pub(super) async fn inform(
         match store.inbox(session).await {
             Ok(inbox) if inbox == told => {}
             Ok(inbox) => {
-                if let Err(error) = replies.push(Outcome::Inbox(of_inbox(&inbox)).into()).await {
+                if let Err(error) = pusher.push(Outcome::Inbox(of_inbox(&inbox)).into()).await {
                     // The connection is gone; whoever reads requests from it ends the session.
                     debug!(%error, "an inbox was not pushed");
                 }
@@ -199,9 +230,9 @@ pub(super) async fn inform(
 }
 
 /// Tells the process that it is fenced, without its having asked.
-pub(super) async fn push_fenced(session: &Session, replies: &Replies<InstanceProtocol>) {
+pub(super) async fn push_fenced(session: &Session, pusher: &Pusher) {
     let error = request::Error::Store(store_fenced(session));
-    if let Err(error) = replies.push(InstanceProtocol::refuse(error.refusal())).await {
+    if let Err(error) = pusher.push(InstanceProtocol::refuse(error.refusal())).await {
         debug!(%error, "a fenced process has gone already");
     }
 }

@@ -62,6 +62,20 @@ pub(super) enum Error {
     /// A second registration.
     #[error("the connection has registered already; open another connection to register again")]
     Registered,
+    /// A spare shows what the node it names has not signed.
+    #[error(
+        "no node vouches for this spare process any more; it ends, and its node launches another if one is wanted"
+    )]
+    NotASpare,
+    /// Its tenant has as many connections as it may.
+    #[error("{0}")]
+    Full(String),
+    /// A second request of a spare, or one of a process that has an instance.
+    #[error("the connection stands by already, or has registered; send RegisterInstance")]
+    StandsBy,
+    /// The connection was let in for another tenant.
+    #[error("the token belongs to another tenant than the connection's; open another connection for it")]
+    OtherTenant,
     /// The process says that it is another one than its token's.
     #[error(
         "the token belongs to another attempt than attempt {attempt} of instance {id:?}; send what the launch document says"
@@ -80,8 +94,12 @@ impl Coded for Error {
             Self::Missing { .. } | Self::Invalid { .. } | Self::Parse(_) => Code::InvalidArgument,
             Self::Store(error) => error.code(),
             Self::Unknown => Code::Unimplemented,
-            Self::Registered => Code::FailedPrecondition,
-            Self::NotRegistered | Self::NoToken { .. } | Self::OtherAttempt { .. } => Code::Unauthenticated,
+            Self::Registered | Self::StandsBy => Code::FailedPrecondition,
+            Self::OtherTenant => Code::PermissionDenied,
+            Self::Full(_) => Code::ResourceExhausted,
+            Self::NotASpare | Self::NotRegistered | Self::NoToken { .. } | Self::OtherAttempt { .. } => {
+                Code::Unauthenticated
+            }
         }
     }
 
@@ -158,6 +176,7 @@ pub(super) async fn perform(
         // What arrived is nothing that a transaction needs to know: signals are consumed by the checkpoint that
         // takes them.
         Operation::SignalAck(_) => Ok(Outcome::Acked(wire::SignalAcked {})),
+        Operation::Standby(_) => Err(Error::StandsBy),
         Operation::Register(_) => Err(Error::Registered),
         Operation::Hello(_) => Err(Error::Invalid {
             field: "operation",

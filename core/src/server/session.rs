@@ -1,7 +1,9 @@
 //! The life of one connection: hello, registration, requests, farewell.
 //!
-//! A connection speaks for one attempt. It ends when the process leaves, when it is fenced, when it breaks the
-//! protocol or when core shuts down. Its end is no ending of the instance: the row alone says what the instance is.
+//! A connection speaks for one attempt at a time. It ends when the process leaves, when it is fenced, when it
+//! breaks the protocol or when core shuts down. Its end is no ending of the instance: the row alone says what the
+//! instance is. Before its first registration a spare's connection may stand by ([`super::standby`]); once core has
+//! accepted the ending of its instance it may register for another one of the same tenant.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,12 +19,13 @@ use dormouse_proto::instance::server_frame::Outcome;
 use dormouse_proto::limits;
 use prost::Message;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span, debug, error, info, warn};
 
-use super::push::{self, Entered, Seat, Sessions};
+use super::push::{self, Entered, Pusher, Seat, Sessions};
 use super::request::{self, Error};
+use super::standby::{Spare, Spares};
 use super::wire::{FIRST_CURSOR, of_inbox, of_page, of_payload, token};
 use crate::domain::id::Tenant;
 use crate::domain::instance::Writer;
@@ -36,6 +39,7 @@ use crate::{fault, logging};
 pub(super) struct Shared {
     pub(super) store: Store,
     pub(super) sessions: Arc<Sessions>,
+    pub(super) spares: Arc<Spares>,
     pub(super) poll: Duration,
     /// What all connections may have in flight together.
     pub(super) all: Allowance,
@@ -49,13 +53,15 @@ enum End {
     Gone,
     Fenced,
     ShuttingDown,
+    /// The instance has ended in order, and the process asks for another one.
+    Again(Call<InstanceProtocol>),
 }
 
 /// Serves one connection to its end.
 pub(super) async fn serve(
     shared: Shared,
     incoming: quinn::Incoming,
-    mut place: Place,
+    place: Place,
     shutdown: CancellationToken,
 ) {
     let remote = incoming.remote_address();
@@ -63,50 +69,170 @@ pub(super) async fn serve(
         () = shutdown.cancelled() => return,
         callee = greet(incoming) => callee,
     };
-    let mut callee = match callee {
+    let callee = match callee {
         Ok(callee) => callee,
         // Who only looks whether somebody listens, such as a health check, is no news.
         Err(error @ CallError::Lost { .. }) => return debug!(%remote, %error, "a peer left before its hello"),
         Err(error) => return info!(%remote, %error, "a connection was refused"),
     };
-    let registered = tokio::select! {
-        () = shutdown.cancelled() => {
-            return callee.replies().close(Closing::ShuttingDown, "core is shutting down; connect again");
-        }
-        registered = timeout(REGISTER_WITHIN, register(&shared, &mut callee)) => registered,
-    };
-    match registered {
-        Ok(Ok(Some(active))) => match admit(&shared, &active, &mut callee, &mut place) {
-            Ok(_member) => {
-                let span = span_of(&active.asked.session);
-                active.run(callee, shutdown).instrument(span).await;
+    let by = Instant::now() + REGISTER_WITHIN;
+    let mut guest =
+        Guest { shared, callee, place, by, requests: 0, spare: None, member: None, registered: 0 };
+    let mut first = None;
+    loop {
+        let registered = tokio::select! {
+            () = shutdown.cancelled() => {
+                let reason = "core is shutting down; connect again";
+                return guest.callee.replies().close(Closing::ShuttingDown, reason);
             }
-            Err(reason) => callee.replies().finish_and_close(Closing::Refused, &reason).await,
-        },
-        Ok(Ok(None)) => debug!(%remote, "a connection ended before it registered"),
-        Ok(Err(error)) => info!(%remote, %error, "a connection was lost before it registered"),
-        Err(_) => {
-            let reason = format!("no registration within {REGISTER_WITHIN:?}");
-            callee.replies().finish_and_close(Closing::Malformed, &reason).await;
+            registered = guest.register(first.take()) => registered,
+        };
+        let active = match registered {
+            Ok(Some(active)) => active,
+            Ok(None) => return debug!(%remote, "a connection ended before it registered"),
+            Err(error) => return info!(%remote, %error, "a connection was lost before it registered"),
+        };
+        if let Err(reason) = guest.admit(&active) {
+            let reason = format!("RESOURCE_EXHAUSTED: {reason}");
+            return guest.callee.replies().finish_and_close(Closing::Refused, &reason).await;
+        }
+        let span = span_of(&active.asked.session);
+        first = active.run(&mut guest.callee, &shutdown).instrument(span).await;
+        if first.is_none() {
+            return;
         }
     }
 }
 
-/// The process has proved that it may be here: it may send more, as far as others leave it room.
-fn admit(
-    shared: &Shared,
-    active: &Active,
-    callee: &mut Callee<InstanceProtocol>,
-    place: &mut Place,
-) -> Result<Member, String> {
-    let tenant = &active.asked.session.tenant;
-    let member = shared.tenants.join(tenant).ok_or_else(|| {
-        let max = shared.tenants.members();
-        format!("RESOURCE_EXHAUSTED: tenant {tenant} has {max} connections, which is the limit")
-    })?;
-    place.known();
-    callee.admit(&member, &shared.all);
-    Ok(member)
+/// A connection before its registration, and between two.
+struct Guest {
+    shared: Shared,
+    callee: Callee<InstanceProtocol>,
+    place: Place,
+    /// When a stranger must have proved itself.
+    by: Instant,
+    /// What it has asked for in vain.
+    requests: usize,
+    /// Set while it stands by.
+    spare: Option<Spare>,
+    /// Set once it has proved whose it is.
+    member: Option<(Tenant, Member)>,
+    /// How often it has registered.
+    registered: u32,
+}
+
+impl Guest {
+    /// The process has proved that it may be here: it may send more, as far as others leave it room.
+    fn admit(&mut self, active: &Active) -> Result<(), String> {
+        self.join(&active.asked.session.tenant)?;
+        self.spare = None;
+        if self.registered == 0
+            && let Some((_, member)) = &self.member
+        {
+            self.callee.admit(member, &self.shared.all);
+        }
+        self.registered += 1;
+        Ok(())
+    }
+
+    /// Takes one of its tenant's places; a second time does nothing.
+    fn join(&mut self, tenant: &Tenant) -> Result<(), String> {
+        if self.member.is_none() {
+            let tenants = &self.shared.tenants;
+            let member = tenants.join(tenant).ok_or_else(|| {
+                let max = tenants.members();
+                format!("tenant {tenant} has {max} connections, which is the limit")
+            })?;
+            self.member = Some((tenant.clone(), member));
+            self.place.known();
+        }
+        Ok(())
+    }
+
+    /// Waits for a registration that is accepted. `None`: the client has closed, or was sent away.
+    async fn register(&mut self, first: Option<Call<InstanceProtocol>>) -> Result<Option<Active>, CallError> {
+        let mut first = first;
+        while self.requests < REQUESTS_OF_A_STRANGER {
+            let call = match first.take() {
+                Some(call) => call,
+                None => match self.next().await? {
+                    Some(call) => call,
+                    None => return Ok(None),
+                },
+            };
+            let (frame, answer) = call.into_parts();
+            let done = match frame.operation {
+                Some(Operation::Register(request)) => {
+                    launched(frame.launched.as_ref());
+                    timings::request(timings::Request::Register, Stage::Decode, answer.arrived());
+                    match self.open(&request).await {
+                        Ok(registration) => {
+                            let pusher = Pusher::new(self.callee.replies(), self.registered);
+                            return welcome(&self.shared, pusher, answer, registration).await.map(Some);
+                        }
+                        Err(error) => Err(error),
+                    }
+                }
+                Some(Operation::Standby(request)) => self.stand_by(&request).await,
+                Some(_) => Err(Error::NotRegistered),
+                None => Err(Error::Unknown),
+            };
+            let frame = done.unwrap_or_else(|refused| {
+                self.requests += 1;
+                note(&refused, "a registration was refused");
+                InstanceProtocol::refuse(refused.refusal())
+            });
+            answer.reply(frame).await?;
+        }
+        let reason = format!("no registration among its first {REQUESTS_OF_A_STRANGER} requests");
+        self.callee.replies().finish_and_close(Closing::Malformed, &reason).await;
+        Err(CallError::Malformed { reason })
+    }
+
+    /// The next request; who is known may take any time, until the same spare connects again.
+    async fn next(&mut self) -> Result<Option<Call<InstanceProtocol>>, CallError> {
+        if self.member.is_none() {
+            if let Ok(call) = timeout_at(self.by, self.callee.next()).await {
+                return call;
+            }
+            let reason = format!("no registration within {REGISTER_WITHIN:?}");
+            self.callee.replies().finish_and_close(Closing::Malformed, &reason).await;
+            return Err(CallError::Malformed { reason });
+        }
+        let Some(spare) = &self.spare else { return self.callee.next().await };
+        tokio::select! {
+            call = self.callee.next() => call,
+            () = spare.replaced() => {
+                self.callee.replies().close(Closing::Refused, "the same spare has connected again");
+                Ok(None)
+            }
+        }
+    }
+
+    /// A spare process: its connection stays until it has an instance.
+    async fn stand_by(&mut self, shown: &wire::Standby) -> Result<wire::ServerFrame, Error> {
+        if self.member.is_some() {
+            return Err(Error::StandsBy);
+        }
+        let spare = self.shared.spares.admit(&self.shared.store, shown).await?;
+        self.join(&spare.tenant).map_err(Error::Full)?;
+        debug!(node = shown.node, tenant = %spare.tenant, number = shown.number, "a spare stands by");
+        self.spare = Some(spare);
+        Ok(Outcome::StandingBy(wire::StandingBy {}).into())
+    }
+
+    async fn open(&self, request: &wire::RegisterInstance) -> Result<Registration, Error> {
+        let token_of = self.shared.store.token_of(&token(&request.token)?).await?;
+        let said = (request.instance_id.as_str(), request.attempt);
+        // Before the registration, which would fence the process that the token belongs to.
+        if said != (token_of.id.as_str(), token_of.attempt.attempt.0) {
+            return Err(Error::OtherAttempt { id: request.instance_id.clone(), attempt: request.attempt });
+        }
+        if self.member.as_ref().is_some_and(|(tenant, _)| *tenant != token_of.tenant) {
+            return Err(Error::OtherTenant);
+        }
+        Ok(self.shared.store.register_attempt(token_of.attempt).await?)
+    }
 }
 
 async fn greet(incoming: quinn::Incoming) -> Result<Callee<InstanceProtocol>, CallError> {
@@ -117,50 +243,10 @@ async fn greet(incoming: quinn::Incoming) -> Result<Callee<InstanceProtocol>, Ca
     }
 }
 
-/// Waits for a registration that is accepted. `None`: the client has closed.
-async fn register(
-    shared: &Shared,
-    callee: &mut Callee<InstanceProtocol>,
-) -> Result<Option<Active>, CallError> {
-    for _ in 0..REQUESTS_OF_A_STRANGER {
-        let Some(call) = callee.next().await? else { return Ok(None) };
-        let (frame, answer) = call.into_parts();
-        let refused = match frame.operation {
-            Some(Operation::Register(request)) => {
-                launched(frame.launched.as_ref());
-                timings::request(timings::Request::Register, Stage::Decode, answer.arrived());
-                match open(shared, &request).await {
-                    Ok(registration) => {
-                        return welcome(shared, callee.replies(), answer, registration).await.map(Some);
-                    }
-                    Err(error) => error,
-                }
-            }
-            Some(_) => Error::NotRegistered,
-            None => Error::Unknown,
-        };
-        note(&refused, "a registration was refused");
-        answer.reply(InstanceProtocol::refuse(refused.refusal())).await?;
-    }
-    let reason = format!("no registration among its first {REQUESTS_OF_A_STRANGER} requests");
-    callee.replies().finish_and_close(Closing::Malformed, &reason).await;
-    Err(CallError::Malformed { reason })
-}
-
-async fn open(shared: &Shared, request: &wire::RegisterInstance) -> Result<Registration, Error> {
-    let token_of = shared.store.token_of(&token(&request.token)?).await?;
-    let said = (request.instance_id.as_str(), request.attempt);
-    // Before the registration, which would fence the process that the token belongs to.
-    if said != (token_of.id.as_str(), token_of.attempt.attempt.0) {
-        return Err(Error::OtherAttempt { id: request.instance_id.clone(), attempt: request.attempt });
-    }
-    Ok(shared.store.register_attempt(token_of.attempt).await?)
-}
-
 /// Takes the instance's place and answers all that the process needs to go on.
 async fn welcome(
     shared: &Shared,
-    replies: Replies<InstanceProtocol>,
+    pusher: Pusher,
     answer: Answer<InstanceProtocol>,
     registration: Registration,
 ) -> Result<Active, CallError> {
@@ -174,11 +260,11 @@ async fn welcome(
     timings::request(timings::Request::Register, Stage::Reply, since);
     if !complete {
         // Looks for itself, and pushes all of it.
-        replies.push(Outcome::Inbox(of_inbox(&inbox)).into()).await?;
+        pusher.push(Outcome::Inbox(of_inbox(&inbox)).into()).await?;
     }
     span_of(&session).in_scope(|| info!("registered"));
     let asked = Asked { store: shared.store.clone(), session, seat: Arc::clone(entered.seat()) };
-    Ok(Active { asked: Arc::new(asked), entered, replies, inbox, poll: shared.poll })
+    Ok(Active { asked: Arc::new(asked), entered, pusher, inbox, poll: shared.poll })
 }
 
 /// The answer to a registration. An input of the largest size leaves no room for checkpoints, and hardly any for
@@ -222,7 +308,7 @@ fn span_of(session: &Session) -> Span {
 struct Active {
     asked: Arc<Asked>,
     entered: Entered,
-    replies: Replies<InstanceProtocol>,
+    pusher: Pusher,
     /// What the process was told at its registration.
     inbox: Inbox,
     poll: Duration,
@@ -236,17 +322,25 @@ struct Asked {
 }
 
 impl Active {
-    async fn run(self, mut callee: Callee<InstanceProtocol>, shutdown: CancellationToken) {
-        let Self { asked, entered, replies, inbox, poll } = self;
+    /// Until the session is over; answers the registration that the process asks for next, if it does.
+    async fn run(
+        self,
+        callee: &mut Callee<InstanceProtocol>,
+        shutdown: &CancellationToken,
+    ) -> Option<Call<InstanceProtocol>> {
+        let Self { asked, entered, pusher, inbox, poll } = self;
         let mut requests = JoinSet::new();
         let mut first = true;
         let end = {
             let Asked { store, session, seat, .. } = &*asked;
-            let informing = push::inform(store, session, seat, &replies, inbox, poll);
+            let informing = push::inform(store, session, seat, &pusher, inbox, poll);
             tokio::pin!(informing);
             loop {
                 tokio::select! {
                     call = callee.next() => match call {
+                        Ok(Some(call)) if seat.is_concluded() && is_registration(&call) => {
+                            break End::Again(call);
+                        }
                         Ok(Some(call)) => {
                             if std::mem::take(&mut first) {
                                 launched(call.frame.launched.as_ref());
@@ -266,40 +360,65 @@ impl Active {
                 }
             }
         };
-        farewell(&asked.session, &replies, &mut requests, end).await;
+        let again = farewell(&asked.session, &pusher, &mut requests, end).await;
         drop(entered);
+        again
     }
 }
 
-/// Lets the requests in flight have their answers, and closes.
+/// Lets the requests in flight have their answers, and closes, unless the process goes on with another instance.
 async fn farewell(
     session: &Session,
-    replies: &Replies<InstanceProtocol>,
+    pusher: &Pusher,
     requests: &mut JoinSet<()>,
     end: End,
-) {
+) -> Option<Call<InstanceProtocol>> {
     let (closing, reason) = match end {
         // Nobody is there to hear an answer. What the store has taken it carries out all the same.
-        End::Gone => return debug!("the process has gone"),
+        End::Gone => {
+            debug!("the process has gone");
+            return None;
+        }
         End::Fenced => {
             info!("fenced");
-            push::push_fenced(session, replies).await;
+            push::push_fenced(session, pusher).await;
             (Closing::Fenced, "a newer attempt or session took over, or the instance has ended")
         }
         End::ShuttingDown => (Closing::ShuttingDown, "core is shutting down; connect again"),
+        End::Again(call) => {
+            // Answers of the last instance are none of the next one's.
+            if finish(requests, pusher.replies()).await {
+                return Some(call);
+            }
+            (Closing::ShuttingDown, "requests of the last instance are still in flight; connect again")
+        }
     };
+    finish(requests, pusher.replies()).await;
+    pusher.replies().finish_and_close(closing, reason).await;
+    None
+}
+
+/// Waits for the requests in flight. False: they were not done in time, or the connection is gone.
+async fn finish(requests: &mut JoinSet<()>, replies: &Replies<InstanceProtocol>) -> bool {
     let finish = async {
         while let Some(done) = requests.join_next().await {
             report(done);
         }
     };
     tokio::select! {
-        finished = timeout(FINISH_WITHIN, finish) => if finished.is_err() {
-            warn!("requests were still in flight when the connection was closed");
-        },
-        _ = replies.closed() => {}
+        biased;
+        finished = timeout(FINISH_WITHIN, finish) => {
+            if finished.is_err() {
+                warn!("requests were still in flight when the connection was closed");
+            }
+            finished.is_ok()
+        }
+        _ = replies.closed() => false,
     }
-    replies.finish_and_close(closing, reason).await;
+}
+
+fn is_registration(call: &Call<InstanceProtocol>) -> bool {
+    matches!(call.frame.operation, Some(Operation::Register(_)))
 }
 
 fn report(done: Result<(), tokio::task::JoinError>) {

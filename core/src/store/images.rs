@@ -1,7 +1,7 @@
 //! Images by digest, and the names and versions of each tenant that point at them.
 
 use super::{
-    Store,
+    Notice, Store,
     commit::Request,
     error::{Error, Result},
     image_chunks,
@@ -31,6 +31,10 @@ pub struct Image {
     pub architecture: String,
     /// When this version was stored.
     pub created_at: Micros,
+    /// Processes of it that stand ready on each node.
+    pub spares: u32,
+    /// Instances that one process of it may serve, one after the other; 1: no reuse.
+    pub reuse: u32,
 }
 
 /// What is stored with a new version.
@@ -68,7 +72,7 @@ pub struct DeletedImages {
 
 macro_rules! columns {
     () => {
-        "n.name, n.version, n.digest, n.created_at, i.size, i.workflows, i.sdk_version, i.architecture"
+        "n.name, n.version, n.digest, n.created_at, n.spares, n.reuse, i.size, i.workflows, i.sdk_version, i.architecture"
     };
 }
 
@@ -158,10 +162,17 @@ fn read(row: &Row) -> Result<Image> {
         sdk_version: row.text("sdk_version")?,
         architecture: row.text("architecture")?,
         created_at: row.at("created_at")?,
+        spares: row.small("spares")?,
+        reuse: row.small("reuse")?,
     })
 }
 
-async fn get(tx: &mut Tx<'_>, tenant: &Tenant, name: &Name, version: Option<&Name>) -> Result<Image> {
+pub(super) async fn get(
+    tx: &mut Tx<'_>,
+    tenant: &Tenant,
+    name: &Name,
+    version: Option<&Name>,
+) -> Result<Image> {
     let row = match version {
         Some(version) => tx.fetch_optional(&GET, args![tenant, name, version]).await?,
         None => tx.fetch_optional(&GET_NEWEST, args![tenant, name]).await?,
@@ -283,6 +294,7 @@ impl Request for Delete {
                 digests.push(*digest);
             }
         }
+        tx.notify(Notice::Images);
         let mut unused = Vec::new();
         for digest in digests {
             if image_chunks::give_up(tx, &digest.to_string()).await? {

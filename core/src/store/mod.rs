@@ -16,6 +16,7 @@
 //! | `start`, `instances`, `controls`, `signals`, `images`, `image_chunks`, `attempts`, `events`, `retention` | what controllers and people ask |
 //! | `sessions`, `checkpoints` | what an instance's process asks |
 //! | `nodes`, `wakes`, `turns`, `exits` | what a node asks |
+//! | `spares` | which processes are kept, and their key |
 //! | `tenants`, `tokens` | whose all of it is, and who may ask |
 //! | `replicas` | where the core replicas are |
 //! | `notices` | who should look again |
@@ -48,6 +49,7 @@ mod retention;
 mod retry;
 mod sessions;
 mod signals;
+mod spares;
 mod sql;
 mod sqlite;
 mod start;
@@ -87,6 +89,7 @@ pub use retention::Pruned;
 pub use retry::RetryRequest;
 pub use sessions::{Inbox, OwnStatus, Registration, Session, Suspension, TokenOf};
 pub use signals::Sent;
+pub use spares::{ImageOptions, Kept};
 pub use sql::Kind;
 pub use start::{StartRequest, Started};
 pub use tenants::{RunningQuota, TenantUse};

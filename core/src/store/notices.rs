@@ -19,6 +19,8 @@ pub enum Notice {
     Instance(InstanceKey),
     /// A token was made, revoked or replaced: what is remembered of tokens is old.
     Tokens,
+    /// A version's spares or reuse changed, or it was deleted: what is kept of it is old.
+    Images,
     /// Notices were lost: look at everything.
     Everything,
 }
@@ -72,7 +74,7 @@ impl Hub {
     }
 }
 
-/// Notices for the wire between peers: "w", "t", "e" and instance keys, separated by spaces, at most
+/// Notices for the wire between peers: "w", "t", "i", "e" and instance keys, separated by spaces, at most
 /// `max` bytes each; without repeats.
 pub(super) fn encode(origin: &str, notices: &[Notice], max: usize) -> Vec<String> {
     let mut texts: Vec<String> = Vec::new();
@@ -81,6 +83,7 @@ pub(super) fn encode(origin: &str, notices: &[Notice], max: usize) -> Vec<String
         let word = match notice {
             Notice::Wakes => "w".to_owned(),
             Notice::Tokens => "t".to_owned(),
+            Notice::Images => "i".to_owned(),
             Notice::Everything => "e".to_owned(),
             Notice::Instance(key) => key.0.to_string(),
         };
@@ -110,6 +113,7 @@ pub(super) fn decode(origin: &str, text: &str) -> Vec<Notice> {
         .filter_map(|word| match word {
             "w" => Some(Notice::Wakes),
             "t" => Some(Notice::Tokens),
+            "i" => Some(Notice::Images),
             "e" => Some(Notice::Everything),
             key => key.parse().ok().map(|key| Notice::Instance(InstanceKey(key))),
         })
@@ -128,10 +132,11 @@ mod tests {
 
     #[test]
     fn peers_read_what_was_written_and_skip_their_own() {
-        let notices = [Notice::Wakes, Notice::Instance(InstanceKey(17)), Notice::Tokens, Notice::Wakes];
+        let notices =
+            [Notice::Wakes, Notice::Instance(InstanceKey(17)), Notice::Tokens, Notice::Images, Notice::Wakes];
         let texts = encode("abc", &notices, 1000);
-        assert_eq!(texts, ["abc w 17 t"]);
-        assert_eq!(decode("xyz", &texts[0]), notices[..3]);
+        assert_eq!(texts, ["abc w 17 t i"]);
+        assert_eq!(decode("xyz", &texts[0]), notices[..4]);
         assert_eq!(decode("abc", &texts[0]), []);
         assert_eq!(decode("xyz", "abc w new:word"), [Notice::Wakes]);
     }

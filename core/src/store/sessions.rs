@@ -114,14 +114,15 @@ impl Request for FindToken {
 
     async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Answer> {
         const FIND: Stmt = stmt!(
-            "SELECT a.instance, a.attempt, i.id FROM attempt a JOIN instance i ON i.key = a.instance
+            "SELECT a.instance, a.attempt, i.id, i.tenant FROM attempt a JOIN instance i ON i.key = a.instance
               WHERE a.token_hash = $1"
         );
         let row = tx.fetch_optional(&FIND, args![self.hash.0.as_slice()]).await?;
         row.map(|row| {
             let attempt =
                 AttemptRef { instance: row.instance("instance")?, attempt: row.attempt("attempt")? };
-            Ok(TokenOf { attempt, id: row.parsed("id", |text| InstanceId::parse(text).ok())? })
+            let id = row.parsed("id", |text| InstanceId::parse(text).ok())?;
+            Ok(TokenOf { attempt, id, tenant: row.tenant("tenant")? })
         })
         .transpose()
     }
@@ -138,6 +139,8 @@ pub struct TokenOf {
     pub attempt: AttemptRef,
     /// The instance's public id.
     pub id: InstanceId,
+    /// Whose instance it is.
+    pub tenant: Tenant,
 }
 
 struct Register {

@@ -6,6 +6,7 @@
 //! - `refusals`: what is missing, malformed, too large or unknown.
 //! - `replicas`: several cores, and handing sessions over.
 //! - `shutdown`: leaving and coming back.
+//! - `spares`: who has no instance yet, and who has one after the other.
 
 #[macro_use]
 mod core;
@@ -19,3 +20,4 @@ mod pushes;
 mod refusals;
 mod replicas;
 mod shutdown;
+mod spares;

@@ -189,8 +189,7 @@ fn document(launch: &Launch, surroundings: &Surroundings, core_addresses: Vec<St
         authority_pem: surroundings.authority_pem.clone(),
         addresses_fd: ADDRESSES_FD,
         idle_before_suspend_micros: u64::try_from(idle.as_micros()).unwrap_or(u64::MAX),
-        // Added when it is written.
-        handed_over_nanos: 0,
+        ..LaunchDocument::default()
     }
 }
 

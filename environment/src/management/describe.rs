@@ -114,6 +114,8 @@ pub(super) fn image(image: &Image) -> wire::Image {
         sdk_version: image.sdk_version.clone(),
         architecture: image.architecture.clone(),
         created_at: image.created_at.0,
+        spares: image.spares,
+        reuse: image.reuse,
     }
 }
 

@@ -1,16 +1,19 @@
-//! Upload, list, get, delete.
+//! Upload, list, get, set, delete.
 
 use dormouse_core::{
     domain::id::{Digest, Name},
-    store::{self, Image, NewImage},
+    store::{self, Image, ImageOptions, NewImage},
 };
-use dormouse_proto::{call::Refusal, management as wire};
+use dormouse_proto::{call::Refusal, code::Code, management as wire};
 
 use super::{
     describe, parse,
     server::{Context, blocking, disk, refuse},
 };
-use crate::images::{Images, Inspection, OpenError, cluster::publish, inspect};
+use crate::{
+    images::{Images, Inspection, OpenError, cluster::publish, inspect},
+    spares::can_stand_by,
+};
 
 impl Context {
     pub(super) async fn begin_upload(
@@ -59,6 +62,28 @@ impl Context {
         let version = parse::optional_name("image.version", &request.version)?;
         let image = self.store().image(&self.tenant, &name, version.as_ref()).await;
         image.map(|image| describe::image(&image)).map_err(|error| refuse(&error))
+    }
+
+    /// How processes of a version are kept. Refused if they could not do it.
+    pub(super) async fn set_image(&self, request: wire::SetImage) -> Result<wire::Image, Refusal> {
+        let name = parse::image_name("image.name", &request.name)?;
+        let version = parse::optional_name("image.version", &request.version)?;
+        let wire::ImageOptions { spares, reuse } = request.options.unwrap_or_default();
+        let image = self.store().image(&self.tenant, &name, version.as_ref()).await;
+        let image = image.map_err(|error| refuse(&error))?;
+        let keeps = spares.is_some_and(|n| n > 0) || reuse.is_some_and(|n| n > 1);
+        if keeps && !can_stand_by(&image.sdk_version) {
+            let Image { name, version, sdk_version, .. } = &image;
+            let message = format!(
+                "image {name}:{version} is built with dormouse-sdk {sdk_version}, whose processes cannot stand by; \
+                 build it with 0.3.0 or newer, or leave spares and reuse out"
+            );
+            return Err(Refusal::new(Code::FailedPrecondition, message));
+        }
+        // The very version that was looked at: a newer one may have come meanwhile.
+        let options = ImageOptions { spares, reuse };
+        let set = self.store().set_image_options(&self.tenant, &name, Some(&image.version), options).await;
+        set.map(|image| describe::image(&image)).map_err(|error| refuse(&error))
     }
 
     pub(super) async fn delete_image(&self, request: wire::DeleteImage) -> Result<wire::Deleted, Refusal> {

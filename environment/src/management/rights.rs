@@ -33,6 +33,7 @@ impl Right {
             Operation::FinishUpload(_) => ("finish upload", Operator, ""),
             Operation::ListImages(_) => ("list images", Reader, ""),
             Operation::GetImage(of) => ("get image", Reader, of.name.as_str()),
+            Operation::SetImage(of) => ("set image", Operator, of.name.as_str()),
             Operation::DeleteImage(of) => ("delete image", Operator, of.name.as_str()),
 
             Operation::Start(of) => ("start", Operator, of.id.as_str()),

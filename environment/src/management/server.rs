@@ -488,6 +488,7 @@ impl Context {
             Operation::FinishUpload(request) => self.finish_upload(request).await.map(Outcome::Image),
             Operation::ListImages(request) => self.list_images(request).await.map(Outcome::Images),
             Operation::GetImage(request) => self.get_image(request).await.map(Outcome::Image),
+            Operation::SetImage(request) => self.set_image(request).await.map(Outcome::Image),
             Operation::DeleteImage(request) => self.delete_image(request).await.map(Outcome::Deleted),
             Operation::Start(request) => self.start(request).await.map(Outcome::Started),
             Operation::Get(request) => self.get(request).await.map(Outcome::Instance),

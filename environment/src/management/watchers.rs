@@ -37,7 +37,7 @@ impl Watchers {
                     self.wake_all();
                     self.tokens.send_modify(|changes| *changes += 1);
                 }
-                Notice::Wakes => {}
+                Notice::Wakes | Notice::Images => {}
             }
         }
         // The store is closed; whoever waits hears so at its next look.

@@ -370,7 +370,7 @@ async fn concerned(
                 noticed.all = true;
                 return true;
             }
-            Some(Notice::Instance(_) | Notice::Wakes | Notice::Tokens) => {}
+            Some(Notice::Instance(_) | Notice::Wakes | Notice::Tokens | Notice::Images) => {}
             None => return false,
         }
     }

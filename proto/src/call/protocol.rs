@@ -101,7 +101,7 @@ macro_rules! protocol {
 
         impl From<$module::server_frame::Outcome> for $module::ServerFrame {
             fn from(outcome: $module::server_frame::Outcome) -> Self {
-                Self { id: 0, outcome: Some(outcome) }
+                Self { outcome: Some(outcome), ..Self::default() }
             }
         }
 

@@ -8,7 +8,10 @@ pub struct ClientFrame {
     /// far as the process alone knows it. For the operator's histograms; nothing depends on it. Not before 0.3.0.
     #[prost(message, optional, tag = "12")]
     pub launched: ::core::option::Option<Launched>,
-    #[prost(oneof = "client_frame::Operation", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(
+        oneof = "client_frame::Operation",
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13"
+    )]
     pub operation: ::core::option::Option<client_frame::Operation>,
 }
 /// Nested message and enum types in `ClientFrame`.
@@ -35,6 +38,8 @@ pub mod client_frame {
         PollSignals(super::PollSignals),
         #[prost(message, tag = "11")]
         SignalAck(super::SignalAck),
+        #[prost(message, tag = "13")]
+        Standby(super::Standby),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -42,7 +47,14 @@ pub struct ServerFrame {
     /// The id of the request that this answers; 0 for a push.
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    #[prost(oneof = "server_frame::Outcome", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    /// Of a push: to which registration of the connection it belongs, counted from 0. A process that serves
+    /// several instances, one after the other, drops what comes late for the one before.
+    #[prost(uint32, tag = "13")]
+    pub registration: u32,
+    #[prost(
+        oneof = "server_frame::Outcome",
+        tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
+    )]
     pub outcome: ::core::option::Option<server_frame::Outcome>,
 }
 /// Nested message and enum types in `ServerFrame`.
@@ -69,6 +81,8 @@ pub mod server_frame {
         Inbox(super::Inbox),
         #[prost(message, tag = "11")]
         Acked(super::SignalAcked),
+        #[prost(message, tag = "12")]
+        StandingBy(super::StandingBy),
     }
 }
 /// A refusal. The codes are the table in docs/errors.
@@ -123,6 +137,28 @@ pub struct Launched {
     #[prost(uint32, optional, tag = "5")]
     pub first_step_micros: ::core::option::Option<u32>,
 }
+/// A spare process asks to keep its connection although it belongs to no instance yet. It gives the right
+/// to nothing but a later RegisterInstance on the same connection, for an attempt of the same tenant.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct Standby {
+    /// Whose process it is, and under which of the node's leases.
+    #[prost(string, tag = "1")]
+    pub node: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+    /// Whose instances it may serve.
+    #[prost(string, tag = "3")]
+    pub tenant: ::prost::alloc::string::String,
+    /// The node's number for it. A connection that shows a number again replaces the one before.
+    #[prost(uint64, tag = "4")]
+    pub number: u64,
+    /// HMAC-SHA256 of the fields above by the node's key.
+    #[prost(bytes = "vec", tag = "5")]
+    pub proof: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StandingBy {}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Registered {
     #[prost(uint64, tag = "1")]

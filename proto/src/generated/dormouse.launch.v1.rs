@@ -30,4 +30,95 @@ pub struct LaunchDocument {
     /// how long it has taken to begin. Never stored. 0, or before 0.3.0: not told.
     #[prost(uint64, tag = "10")]
     pub handed_over_nanos: u64,
+    /// On the control channel: the whole environment, "NAME=value" each; empty: as the process has it.
+    #[prost(bytes = "vec", repeated, tag = "11")]
+    pub environment: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+    /// On the control channel: if the instance ends in order, the process reports DONE and waits.
+    #[prost(bool, tag = "12")]
+    pub stay: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Order {
+    #[prost(oneof = "order::Order", tags = "1, 2")]
+    pub order: ::core::option::Option<order::Order>,
+}
+/// Nested message and enum types in `Order`.
+pub mod order {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Order {
+        #[prost(message, tag = "1")]
+        StandBy(super::SpareDocument),
+        #[prost(message, tag = "2")]
+        Launch(super::LaunchDocument),
+    }
+}
+/// Be ready for an instance: connect to core and say so. A process that has served one gets three
+/// descriptors with it: standard output, standard error and its working directory.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct SpareDocument {
+    #[prost(uint32, tag = "1")]
+    pub format: u32,
+    /// A dormouse.instance.v1.Standby, to be sent to core as it is.
+    #[prost(bytes = "vec", tag = "2")]
+    pub standby: ::prost::alloc::vec::Vec<u8>,
+    #[prost(string, repeated, tag = "3")]
+    pub core_addresses: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, tag = "4")]
+    pub authority_pem: ::prost::alloc::string::String,
+    #[prost(int32, tag = "5")]
+    pub addresses_fd: i32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Report {
+    #[prost(enumeration = "report::Word", tag = "1")]
+    pub word: i32,
+}
+/// Nested message and enum types in `Report`.
+pub mod report {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Word {
+        Unknown = 0,
+        /// It stands by: core knows it.
+        Ready = 1,
+        /// It has read its launch document. One that ended without this word has touched nothing.
+        Taken = 2,
+        /// Its instance has ended in order, and nothing of the workflow runs any more.
+        Done = 3,
+    }
+    impl Word {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Unknown => "UNKNOWN",
+                Self::Ready => "READY",
+                Self::Taken => "TAKEN",
+                Self::Done => "DONE",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "UNKNOWN" => Some(Self::Unknown),
+                "READY" => Some(Self::Ready),
+                "TAKEN" => Some(Self::Taken),
+                "DONE" => Some(Self::Done),
+                _ => None,
+            }
+        }
+    }
 }

@@ -5,7 +5,7 @@ pub struct ClientFrame {
     pub id: u64,
     #[prost(
         oneof = "client_frame::Operation",
-        tags = "2, 3, 10, 11, 12, 13, 14, 15, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 40, 41, 42, 43, 50, 51, 52, 53, 60, 61, 62, 70, 71, 72, 80"
+        tags = "2, 3, 10, 11, 12, 13, 14, 15, 16, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 40, 41, 42, 43, 50, 51, 52, 53, 60, 61, 62, 70, 71, 72, 80"
     )]
     pub operation: ::core::option::Option<client_frame::Operation>,
 }
@@ -29,6 +29,8 @@ pub mod client_frame {
         GetImage(super::GetImage),
         #[prost(message, tag = "15")]
         DeleteImage(super::DeleteImage),
+        #[prost(message, tag = "16")]
+        SetImage(super::SetImage),
         #[prost(message, tag = "20")]
         Start(super::StartInstance),
         #[prost(message, tag = "21")]
@@ -221,6 +223,26 @@ pub struct BeginUpload {
     #[prost(bytes = "vec", tag = "4")]
     pub digest: ::prost::alloc::vec::Vec<u8>,
 }
+/// How processes of a version are kept. What is not given stays as it is; a new version has neither.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ImageOptions {
+    /// Processes that stand ready on each node; 0: none.
+    #[prost(uint32, optional, tag = "1")]
+    pub spares: ::core::option::Option<u32>,
+    /// Instances that one process may serve, one after the other; 1: no reuse.
+    #[prost(uint32, optional, tag = "2")]
+    pub reuse: ::core::option::Option<u32>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetImage {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// empty: the newest
+    #[prost(string, tag = "2")]
+    pub version: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "3")]
+    pub options: ::core::option::Option<ImageOptions>,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UploadBegun {
     /// 0: the bytes are here already and the name now points at them; `image` says so.
@@ -268,6 +290,11 @@ pub struct Image {
     pub architecture: ::prost::alloc::string::String,
     #[prost(int64, tag = "8")]
     pub created_at: i64,
+    #[prost(uint32, tag = "9")]
+    pub spares: u32,
+    /// 0 (from a release that does not know it) and 1: no reuse
+    #[prost(uint32, tag = "10")]
+    pub reuse: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListImages {

@@ -8,7 +8,7 @@ use dormouse_proto::{
     limits::{NAME_MAX_BYTES, PAYLOAD_MAX_BYTES},
     management::{
         BeginUpload, CountInstances, DeleteImage, GetImage, GetInstance, ListImages, ListInstances, Payload,
-        ReadLogs, SignalInstance, StartInstance, client_frame::Operation,
+        ReadLogs, SetImage, SignalInstance, StartInstance, client_frame::Operation,
     },
 };
 use dormouse_tests::{
@@ -118,6 +118,7 @@ fn cases() -> Vec<(Operation, Vec<String>)> {
         (begun("a:b", ""), vec!["image.name".to_owned(), "a:b".to_owned()]),
         (begun("a", &name()), too_long("image.version")),
         (Operation::GetImage(GetImage { name: name(), version: String::new() }), too_long("image.name")),
+        (Operation::SetImage(SetImage { name: name(), ..SetImage::default() }), too_long("image.name")),
         (
             Operation::DeleteImage(DeleteImage { name: name(), version: String::new() }),
             too_long("image.name"),

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use dormouse_core::{
     domain::id::{Digest, Tenant},
-    store::{IMAGE_CHUNK_BYTES, NewImage, image_chunks},
+    store::{IMAGE_CHUNK_BYTES, ImageOptions, NewImage, Notice, image_chunks},
 };
+use dormouse_proto::standby::SpareKey;
 
 use crate::db::{self, TestDb, code, name};
 
@@ -19,6 +20,8 @@ contract! {
     bytes_that_came_to_nothing_are_swept,
     the_last_name_takes_its_bytes_along,
     bytes_that_are_not_in_the_database_are_named,
+    how_processes_are_kept_is_the_versions_own,
+    the_key_of_spares_is_of_a_lease_that_is_held,
 }
 
 fn image(version: &str, digest: u8) -> NewImage {
@@ -190,4 +193,52 @@ async fn bytes_that_are_not_in_the_database_are_named(db: TestDb) {
     upload(&db, &image).await;
     db.store.complete_image_bytes(image.digest, 3).await.expect("whole");
     assert_eq!(chunks(&db, image.digest).await, Some(3));
+}
+
+async fn how_processes_are_kept_is_the_versions_own(db: TestDb) {
+    for (version, digest) in [("1", 1), ("2", 2)] {
+        db.store.put_image(image(version, digest)).await.expect("stored");
+    }
+    let app = name("app");
+    let set = async |version: Option<&str>, spares, reuse| {
+        let version = version.map(name);
+        db.store
+            .set_image_options(&db::tenant(), &app, version.as_ref(), ImageOptions { spares, reuse })
+            .await
+    };
+    assert!(db.store.kept_images().await.expect("a list").is_empty(), "nothing is kept unasked");
+    let mut notices = db.store.notices();
+    let newest = set(None, Some(3), None).await.expect("set");
+    assert_eq!((newest.version.as_str(), newest.spares, newest.reuse), ("2", 3, 1));
+    assert_eq!(notices.next().await, Some(Notice::Images));
+    set(Some("1"), None, Some(50)).await.expect("set");
+    let both = set(Some("2"), None, Some(7)).await.expect("set");
+    assert_eq!((both.spares, both.reuse), (3, 7), "what is not named stays");
+    let kept = db.store.kept_images().await.expect("a list");
+    let kept: Vec<_> = kept.iter().map(|kept| (kept.version.as_str(), kept.spares, kept.reuse)).collect();
+    assert_eq!(kept, [("1", 0, 50), ("2", 3, 7)]);
+    // The same image again is the same version.
+    let again = db.store.put_image(image("2", 2)).await.expect("there").0;
+    assert_eq!((again.spares, again.reuse), (3, 7));
+
+    assert_eq!(code(set(None, Some(65), None).await), "INVALID_ARGUMENT");
+    assert_eq!(code(set(None, None, Some(10_001)).await), "INVALID_ARGUMENT");
+    assert_eq!(code(set(Some("9"), Some(1), None).await), "NOT_FOUND");
+    assert_eq!(set(Some("1"), None, Some(0)).await.expect("set").reuse, 1, "a process serves one at least");
+    db.store.delete_image(&db::tenant(), &app, None).await.expect("deleted");
+    assert!(db.store.kept_images().await.expect("a list").is_empty());
+}
+
+async fn the_key_of_spares_is_of_a_lease_that_is_held(db: TestDb) {
+    let first = db.node("n").await;
+    assert_eq!(db.store.spare_key(&first.node).await.expect("a look"), None);
+    let key = SpareKey([3; 32]);
+    db.store.give_spare_key(&first, key).await.expect("given");
+    assert_eq!(db.store.spare_key(&first.node).await.expect("a look"), Some((first.epoch, key)));
+    let second = db.node("n").await;
+    assert!(db.store.give_spare_key(&first, SpareKey([4; 32])).await.is_err(), "its lease was taken");
+    // The key stays, and what it signed under the lease before counts no more.
+    assert_eq!(db.store.spare_key(&first.node).await.expect("a look"), Some((second.epoch, key)));
+    assert!(db.store.lose_lease(&second, 0).await.expect("a look"));
+    assert_eq!(db.store.spare_key(&first.node).await.expect("a look"), None, "nobody holds the lease");
 }

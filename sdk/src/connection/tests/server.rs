@@ -258,7 +258,7 @@ impl Server {
             authority_pem: self.authority_pem.clone(),
             addresses_fd: -1,
             idle_before_suspend_micros: 50_000,
-            handed_over_nanos: 0,
+            ..LaunchDocument::default()
         }
     }
 
