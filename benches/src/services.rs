@@ -1,8 +1,8 @@
 //! Dormouse as its users have it: the release's own programs as processes, on a data directory and a
 //! database of their own, and one connection of a controller.
 //!
-//! On SQLite both services are one process (`dormouse up`), on PostgreSQL two, as they are deployed. They
-//! run with their defaults except for what a workload says; the report says what that is.
+//! On SQLite both services are one process (`dormouse up`), on PostgreSQL two, as they are deployed, unless a
+//! workload needs it otherwise. They run with their defaults except for the variables that a workload sets.
 
 use std::{
     ffi::OsString,
@@ -22,7 +22,10 @@ use nix::{
     unistd::Pid,
 };
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::{net::UnixDatagram, time::timeout};
+use tokio::{
+    net::UnixDatagram,
+    time::{Instant, timeout},
+};
 
 use crate::context::{Context, Database, Store};
 
@@ -31,12 +34,26 @@ pub(crate) const IMAGE: &str = "workload";
 /// Nothing that is waited for takes nearly so long; whoever waits longer has found a defect.
 const PATIENCE: Duration = Duration::from_secs(80);
 
+/// Which processes the services are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// As they are deployed on this database.
+    Usual,
+    /// `dormouse up`: both in one.
+    Together,
+    /// `dormouse-core` and `dormouse-environment`.
+    Apart,
+}
+
 /// Running services. Dropped, they are killed; what their instances' processes do then ends with the run.
 pub(crate) struct Services {
     programs: Vec<Program>,
     running: Vec<Running>,
+    ready_after: Duration,
     client: Client,
     dir: PathBuf,
+    /// Made for them, and removed with them.
+    database: Option<Database>,
 }
 
 /// How a service is started, each time anew.
@@ -74,21 +91,34 @@ impl std::ops::Sub for Usage {
 impl Services {
     /// Starts them on a new database, and pushes the image of the workloads.
     pub(crate) async fn start(context: &Context, store: Store, settings: &Settings) -> anyhow::Result<Self> {
-        let database = context.database(store).await?;
-        Self::start_on(context, &database, settings).await
+        Self::start_as(context, store, Layout::Usual, settings).await
     }
 
-    /// The same on this database, which may hold rows.
+    /// The same, as these processes.
+    pub(crate) async fn start_as(
+        context: &Context,
+        store: Store,
+        layout: Layout,
+        settings: &Settings,
+    ) -> anyhow::Result<Self> {
+        let database = context.database(store).await?;
+        let mut services = Self::start_on(context, &database, layout, settings).await?;
+        services.database = Some(database);
+        Ok(services)
+    }
+
+    /// The same on this database, which may hold rows, and stays.
     pub(crate) async fn start_on(
         context: &Context,
         database: &Database,
+        layout: Layout,
         settings: &Settings,
     ) -> anyhow::Result<Self> {
         let dir = context.folder("services")?;
-        let programs = programs(context, database, &dir, settings)?;
-        let running = launch(&programs, &dir).await?;
+        let programs = programs(context, database, layout, &dir, settings)?;
+        let (running, ready_after) = launch(&programs, &dir).await?;
         let client = connect(&dir).await?;
-        let services = Self { programs, running, client, dir };
+        let services = Self { programs, running, ready_after, client, dir, database: None };
         let workload = context.programs().image()?;
         let image = ImageRef { name: IMAGE.to_owned(), version: String::new() };
         services
@@ -104,6 +134,11 @@ impl Services {
         &self.client
     }
 
+    /// From their start until they said that they are ready.
+    pub(crate) fn ready_after(&self) -> Duration {
+        self.ready_after
+    }
+
     /// kill -9 of the services, not of their instances' processes.
     pub(crate) fn kill(&mut self) {
         for running in &mut self.running {
@@ -112,20 +147,23 @@ impl Services {
         self.running.clear();
     }
 
-    /// Starts them again on the same data directory and database; answers once they say that they are ready.
+    /// Starts them again on the same data directory and database.
     pub(crate) async fn start_again(&mut self) -> anyhow::Result<()> {
-        self.running = launch(&self.programs, &self.dir).await?;
+        (self.running, self.ready_after) = launch(&self.programs, &self.dir).await?;
         Ok(())
     }
 
     /// Stops them in order, as a service manager does, and removes what they have left.
-    pub(crate) async fn stop(mut self) -> anyhow::Result<()> {
+    pub(crate) async fn stop(mut self, context: &Context) -> anyhow::Result<()> {
         self.client.close().await;
         // The environment first: it ends its instances' accounts through the database.
         for mut running in std::mem::take(&mut self.running).into_iter().rev() {
             kill(running.pid(), Signal::SIGTERM)?;
             let ended = timeout(PATIENCE, running.ended()).await;
             ended.with_context(|| format!("{} does not stop\n{}", running.name, log_tail(&self.dir)))??;
+        }
+        if let Some(database) = &self.database {
+            context.remove(database).await?;
         }
         fs::remove_dir_all(&self.dir).with_context(|| self.dir.display().to_string())
     }
@@ -174,15 +212,15 @@ impl Services {
         Ok(output.with_context(|| format!("{id} has no output"))?.decode()?)
     }
 
-    /// Waits until so many instances of the workloads are SUSPENDED.
-    pub(crate) async fn until_suspended(&self, wanted: u64) -> anyhow::Result<()> {
+    /// Waits until so many instances of the workloads are in this state.
+    pub(crate) async fn until_so_many(&self, status: Status, wanted: u32) -> anyhow::Result<()> {
         /// Between two looks, while nothing is measured.
         const PAUSE: Duration = Duration::from_millis(20);
         let looking = async {
             loop {
                 let counts = self.client.count(Some(IMAGE)).await?;
-                let suspended = counts.iter().find(|(status, _)| *status == Status::Suspended);
-                if suspended.is_some_and(|(_, count)| *count >= wanted) {
+                let found = counts.iter().find(|(counted, _)| *counted == status);
+                if found.is_some_and(|(_, count)| *count >= u64::from(wanted)) {
                     return anyhow::Ok(());
                 }
                 tokio::time::sleep(PAUSE).await;
@@ -190,7 +228,7 @@ impl Services {
         };
         timeout(PATIENCE, looking)
             .await
-            .with_context(|| format!("{wanted} instances are not all suspended"))?
+            .with_context(|| format!("not all {wanted} instances are {status}"))?
     }
 }
 
@@ -228,6 +266,7 @@ impl Running {
 fn programs(
     context: &Context,
     database: &Database,
+    layout: Layout,
     dir: &Path,
     settings: &Settings,
 ) -> anyhow::Result<Vec<Program>> {
@@ -237,26 +276,42 @@ fn programs(
         let mut arguments: Vec<OsString> = own.iter().copied().map(OsString::from).collect();
         arguments.extend([OsString::from("--data-dir"), dir.join("data").into()]);
         arguments.push("--database".into());
-        arguments.push(match database {
-            Database::Sqlite(path) => path.into(),
-            Database::Postgres { url } => url.into(),
-        });
+        arguments.push(address(database));
         Ok(Program { path: context.programs().service(name)?, arguments, settings: settings.to_vec() })
     };
     let together = [&["up"][..], &CORE, &ENVIRONMENT].concat();
-    match database {
-        Database::Sqlite(_) => Ok(vec![program("dormouse", &together)?]),
-        Database::Postgres { .. } if context.programs().are_together() => {
-            Ok(vec![program("dormouse", &together)?])
-        }
-        Database::Postgres { .. } => {
+    let usual = match database {
+        Database::Postgres { .. } if !context.programs().are_together() => Layout::Apart,
+        _ => Layout::Together,
+    };
+    match if layout == Layout::Usual { usual } else { layout } {
+        Layout::Usual | Layout::Together => Ok(vec![program("dormouse", &together)?]),
+        Layout::Apart => {
             Ok(vec![program("dormouse-core", &CORE)?, program("dormouse-environment", &ENVIRONMENT)?])
         }
     }
 }
 
+/// Makes the tables of a new database, for who fills it before services run.
+pub(crate) fn migrate(context: &Context, database: &Database) -> anyhow::Result<()> {
+    let dir = context.folder("migrate")?;
+    let mut command = Command::new(context.programs().service("dormouse")?);
+    command.arg("migrate").arg("--data-dir").arg(&dir).arg("--database").arg(address(database));
+    let output = command.stdin(Stdio::null()).output()?;
+    ensure!(output.status.success(), "dormouse migrate failed: {}", String::from_utf8_lossy(&output.stderr));
+    fs::remove_dir_all(&dir).with_context(|| dir.display().to_string())
+}
+
+/// As the services and the loader are told of it.
+pub(crate) fn address(database: &Database) -> OsString {
+    match database {
+        Database::Sqlite(path) => path.into(),
+        Database::Postgres { url } => url.into(),
+    }
+}
+
 /// Starts them, and waits until each has told its service manager, which is us, that it is ready.
-async fn launch(programs: &[Program], dir: &Path) -> anyhow::Result<Vec<Running>> {
+async fn launch(programs: &[Program], dir: &Path) -> anyhow::Result<(Vec<Running>, Duration)> {
     let address = dir.join("ready");
     if address.exists() {
         fs::remove_file(&address)?;
@@ -264,6 +319,7 @@ async fn launch(programs: &[Program], dir: &Path) -> anyhow::Result<Vec<Running>
     let socket = UnixDatagram::bind(&address)
         .with_context(|| format!("{}; a shorter --disk may help", address.display()))?;
     let mut running = Vec::new();
+    let begun = Instant::now();
     for program in programs {
         running.push(program.launch(dir, &address)?);
     }
@@ -271,8 +327,9 @@ async fn launch(programs: &[Program], dir: &Path) -> anyhow::Result<Vec<Running>
         let told = timeout(PATIENCE, until_ready(&socket, &mut running)).await;
         told.context("the services are not ready").and_then(|told| told).with_context(|| log_tail(dir))?;
     }
+    let ready_after = begun.elapsed();
     fs::remove_file(&address)?;
-    Ok(running)
+    Ok((running, ready_after))
 }
 
 async fn until_ready(socket: &UnixDatagram, running: &mut [Running]) -> anyhow::Result<()> {

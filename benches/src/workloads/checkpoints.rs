@@ -18,7 +18,7 @@ const BYTES: usize = 1024;
 const WARM_UP: u32 = 200;
 /// Of W2: instances at once, and slots that let all of them live at once on a small machine too.
 const INSTANCES: u32 = 64;
-const SLOTS: [(&str, &str); 1] = [("DORMOUSE_SLOTS", "80")];
+pub(super) const SLOTS: [(&str, &str); 1] = [("DORMOUSE_SLOTS", "80")];
 
 pub(super) fn entries() -> [Entry; 2] {
     [
@@ -31,7 +31,7 @@ fn alone(context: &Context, store: Store) -> Measured<'_> {
     Box::pin(async move {
         let services = Services::start(context, store, &[]).await?;
         let figures = one_instance(context, &services, "W1").await?;
-        services.stop().await?;
+        services.stop(context).await?;
         Ok(Findings::from(figures))
     })
 }
@@ -40,7 +40,7 @@ fn together(context: &Context, store: Store) -> Measured<'_> {
     Box::pin(async move {
         let services = Services::start(context, store, &SLOTS).await?;
         let figures = many_instances(context, &services, "W2").await?;
-        services.stop().await?;
+        services.stop(context).await?;
         Ok(Findings::from(figures))
     })
 }

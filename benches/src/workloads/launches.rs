@@ -25,7 +25,7 @@ fn alone(context: &Context, store: Store) -> Measured<'_> {
     Box::pin(async move {
         let services = Services::start(context, store, &[]).await?;
         let figures = one_by_one(context, &services, "W3a").await?;
-        services.stop().await?;
+        services.stop(context).await?;
         Ok(Findings::from(figures))
     })
 }
@@ -35,9 +35,9 @@ fn many(context: &Context, store: Store) -> Measured<'_> {
         let services = Services::start(context, store, &[]).await?;
         let mut figures = Vec::new();
         for at_once in [16, 64] {
-            figures.extend(at_once_figures(context, &services, &format!("W3b.{at_once}"), at_once).await?);
+            figures.extend(many_at_once(context, &services, &format!("W3b.{at_once}"), at_once).await?);
         }
-        services.stop().await?;
+        services.stop(context).await?;
         Ok(Findings::from(figures))
     })
 }
@@ -72,7 +72,7 @@ pub(super) async fn one_by_one(
 }
 
 /// So many under way at any moment.
-pub(super) async fn at_once_figures(
+pub(super) async fn many_at_once(
     context: &Context,
     services: &Services,
     id: &str,

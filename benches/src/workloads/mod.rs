@@ -1,8 +1,12 @@
 //! What Dormouse does, measured with its services as real processes.
 
 mod checkpoints;
+mod idle;
 mod launches;
+mod loaded;
+mod resumes;
 mod signals;
+mod starting;
 mod wakes;
 
 use std::{future::Future, time::Duration};
@@ -17,7 +21,11 @@ pub(crate) fn entries() -> Vec<Entry> {
     all.extend(checkpoints::entries());
     all.extend(launches::entries());
     all.extend(wakes::entries());
+    all.extend(resumes::entries());
     all.extend(signals::entries());
+    all.extend(idle::entries());
+    all.extend(loaded::entries());
+    all.extend(starting::entries());
     all
 }
 

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use anyhow::ensure;
-use dormouse_management_sdk::Payload;
+use dormouse_management_sdk::{Payload, Status};
 use dormouse_workload::{Ping, Received, Receiver, SIGNAL, now};
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -43,7 +43,7 @@ fn to_running(context: &Context, store: Store) -> Measured<'_> {
             let measured = received.micros.into_iter().skip(usize::try_from(warm_up)?);
             rounds.push(measured.map(Duration::from_micros).collect::<Latencies>());
         }
-        services.stop().await?;
+        services.stop(context).await?;
         let what = format!(
             "a signal to a running instance, sending to workflow code, {count} 5 ms apart, {warm_up} to warm up"
         );
@@ -62,7 +62,7 @@ fn to_suspended(context: &Context, store: Store) -> Measured<'_> {
             for _ in 0..count {
                 ids.push(services.begin("receiver", &Receiver { count: 1 }).await?);
             }
-            services.until_suspended(u64::from(count)).await?;
+            services.until_so_many(Status::Suspended, count).await?;
             let mut round = Latencies::new();
             for id in ids {
                 send(&services, &id).await?;
@@ -72,7 +72,7 @@ fn to_suspended(context: &Context, store: Store) -> Measured<'_> {
             }
             rounds.push(round);
         }
-        services.stop().await?;
+        services.stop(context).await?;
         let what = format!(
             "a signal to a suspended instance, sending to workflow code, {count} one after the other"
         );

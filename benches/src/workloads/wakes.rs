@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use anyhow::ensure;
+use dormouse_management_sdk::Status;
 use dormouse_workload::{Sleeper, Woken, now};
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 
@@ -32,7 +33,7 @@ fn spread(context: &Context, store: Store) -> Measured<'_> {
     Box::pin(async move {
         let services = Services::start(context, store, &SUSPEND_SOON).await?;
         let figures = lateness(context, &services, "W4a").await?;
-        services.stop().await?;
+        services.stop(context).await?;
         Ok(Findings::from(figures))
     })
 }
@@ -41,7 +42,7 @@ fn burst(context: &Context, store: Store) -> Measured<'_> {
     Box::pin(async move {
         let services = Services::start(context, store, &SUSPEND_SOON).await?;
         let figures = at_one_moment(context, &services, "W4b").await?;
-        services.stop().await?;
+        services.stop(context).await?;
         Ok(Findings::from(figures))
     })
 }
@@ -133,7 +134,7 @@ async fn lay_down(
         async move { anyhow::Ok((n, services.begin("sleeper", &input).await?)) }
     });
     let ids = starts.buffered(STARTS_AT_ONCE).try_collect().await?;
-    services.until_suspended(u64::from(count)).await?;
+    services.until_so_many(Status::Suspended, count).await?;
     let left = due(0).checked_sub(now());
     ensure!(
         left.is_some(),
