@@ -118,6 +118,7 @@ impl Programs {
             self.cargo([
                 "rustc",
                 "--profile=workflow",
+                "--no-default-features",
                 "--package",
                 package,
                 "--bin",
