@@ -3,7 +3,7 @@
 //!
 //! Everything is made inside the database, by a few statements over a series of numbers, and is
 //! whole: `dormouse doctor --data` finds nothing wrong with it, what sleeps can be woken, what has
-//! ended can be listed, retried and pruned. It ends with fresh statistics and everything on disk,
+//! ended can be listed, retried and pruned. It ends with statistics and everything on disk,
 //! so that no later measurement pays for it.
 //!
 //! The schema must be there (`dormouse migrate`, or any start of a service), and no service may
@@ -34,6 +34,9 @@ pub struct Load {
     pub due_within: Duration,
     /// Entries of each timeline: 1 to 4. A life has four; fewer load faster.
     pub events: u64,
+    /// Whether PostgreSQL gathers statistics at the end, as it would by itself after a while. SQLite never does,
+    /// as in production.
+    pub statistics: bool,
     /// Of which image: name and version, which must be stored. None: one that cannot be launched
     /// is put there, `load:1`.
     pub image: Option<(String, String)>,
@@ -51,6 +54,7 @@ impl Default for Load {
             due_in: DAY,
             due_within: 30 * DAY,
             events: 4,
+            statistics: true,
             image: None,
         }
     }
@@ -89,7 +93,7 @@ async fn postgres(url: &str, load: &Load) -> anyhow::Result<()> {
         format!("SET synchronous_commit = off; SET work_mem = '64MB'; BEGIN; {rows} {OWN_KEYS} COMMIT");
     sqlx::raw_sql(AssertSqlSafe(text)).execute(&mut conn).await.context("filling the database")?;
     for table in TABLES {
-        let text = format!("VACUUM (ANALYZE) {table}");
+        let text = format!("VACUUM (ANALYZE {}) {table}", load.statistics);
         sqlx::raw_sql(AssertSqlSafe(text)).execute(&mut conn).await?;
     }
     sqlx::raw_sql("CHECKPOINT").execute(&mut conn).await?;
@@ -107,7 +111,7 @@ async fn sqlite(path: &str, load: &Load) -> anyhow::Result<()> {
     let rows = script(&SQLITE, load);
     let text = format!(
         "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -262144;
-         BEGIN EXCLUSIVE; {rows} COMMIT; ANALYZE; PRAGMA journal_mode = WAL"
+         BEGIN EXCLUSIVE; {rows} COMMIT; PRAGMA journal_mode = WAL"
     );
     sqlx::raw_sql(AssertSqlSafe(text)).execute(&mut conn).await.context("filling the database")?;
     conn.close().await?;

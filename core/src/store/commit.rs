@@ -204,6 +204,7 @@ impl Link {
         }
         let conn = self.conn.as_mut().expect("set just above");
         conn.set_answer_within(Some(self.answer_within));
+        conn.refresh_plans().await?;
         Ok((conn, &self.connector))
     }
 

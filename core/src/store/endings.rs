@@ -91,6 +91,7 @@ pub(super) fn read_failure(row: &Row) -> Result<Option<Failure>> {
         code,
         message: row.text("message")?,
         retryable: row.opt_flag("retryable")?.unwrap_or(false),
-        details: row.blob("details")?,
+        // A list leaves them out.
+        details: row.opt_blob("details")?.unwrap_or_default(),
     }))
 }

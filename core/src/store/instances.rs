@@ -54,7 +54,7 @@ pub struct Instance {
     pub revision: u64,
     /// What it reported last, and when.
     pub progress: Option<(Progress, Micros)>,
-    /// Why it failed, or what a cancelled workflow returned.
+    /// Why it failed, or what a cancelled workflow returned; in a list without its details.
     pub failure: Option<Failure>,
 }
 
@@ -121,26 +121,34 @@ pub struct InstancePage {
 const SCAN: u32 = 1000;
 
 macro_rules! view {
-    ($tail:literal) => {
+    ($details:literal, $tail:literal) => {
         stmt!(concat!(
             "SELECT i.key, i.tenant, i.id, i.state, i.waits, i.wake_at, i.attempt, i.session, i.open, i.node,
                     i.paused, i.cancel, i.cancel_at, i.crashes, i.deadline_at, i.ended_at, i.ended_by,
                     i.image_name, i.image_version, i.image_digest, i.workflow, i.priority, i.created_at,
                     i.started_at, i.changed_at, i.version, i.progress_done, i.progress_total,
-                    i.progress_message, i.progress_at, e.code, e.message, e.retryable, e.details
-               FROM instance i LEFT JOIN instance_ending e ON e.instance = i.key ",
+                    i.progress_message, i.progress_at, e.code, e.message, e.retryable, ",
+            $details,
+            " AS details FROM instance i LEFT JOIN instance_ending e ON e.instance = i.key ",
             $tail
         ))
     };
 }
 
-const GET: Stmt = view!("WHERE i.key = $1 AND i.tenant = $2");
-const LIST: Stmt = view!("WHERE i.tenant = $1 AND i.key < $2 ORDER BY i.key DESC LIMIT $3");
+/// A page of a list would read up to 1,000 of them, each as large as a payload, and show none.
+macro_rules! listed {
+    ($tail:literal) => {
+        view!("CAST(NULL AS BYTEA)", $tail)
+    };
+}
+
+const GET: Stmt = view!("e.details", "WHERE i.key = $1 AND i.tenant = $2");
+const LIST: Stmt = listed!("WHERE i.tenant = $1 AND i.key < $2 ORDER BY i.key DESC LIMIT $3");
 const LIST_STATE: Stmt =
-    view!("WHERE i.tenant = $1 AND i.key < $2 AND i.state = $4 ORDER BY i.key DESC LIMIT $3");
+    listed!("WHERE i.tenant = $1 AND i.key < $2 AND i.state = $4 ORDER BY i.key DESC LIMIT $3");
 const LIST_IMAGE: Stmt =
-    view!("WHERE i.tenant = $1 AND i.key < $2 AND i.image_name = $4 ORDER BY i.key DESC LIMIT $3");
-const LIST_BOTH: Stmt = view!(
+    listed!("WHERE i.tenant = $1 AND i.key < $2 AND i.image_name = $4 ORDER BY i.key DESC LIMIT $3");
+const LIST_BOTH: Stmt = listed!(
     "WHERE i.tenant = $1 AND i.key < $2 AND i.image_name = $4 AND i.state = $5 ORDER BY i.key DESC LIMIT $3"
 );
 const BODY: Stmt = stmt!(

@@ -64,6 +64,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::{try_join, try_join_all};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep},
@@ -99,7 +100,7 @@ pub use wakes::{Claim, Claims};
 use commit::{Lane, Reader, Request, Writer};
 use notices::Hub;
 use open::Connector;
-use sql::{Stmt, Tx, args, stmt};
+use sql::{Conn, Stmt, Tx, args, stmt};
 use tenants::StoredCounts;
 
 use crate::domain::{id::InstanceKey, instance::CrashPolicy, payload::Payload, time::Micros};
@@ -280,17 +281,21 @@ impl Store {
         };
         let mut writers = vec![spawn_writer(&mut tasks, first, ANSWER)];
         let (mut node, mut leases) = (writers[0].clone(), writers[0].clone());
-        if connector.kind() == Kind::Postgres {
-            for _ in 1..options.writers.max(1) {
-                writers.push(spawn_writer(&mut tasks, connector.open(false).await?, ANSWER));
-            }
-            node = spawn_writer(&mut tasks, connector.open(false).await?, ANSWER);
-            leases = spawn_writer(&mut tasks, connector.open(false).await?, options.lease / 5);
+        let n_more = if connector.kind() == Kind::Postgres { options.writers.max(1) + 1 } else { 0 };
+        let writing = open_some(&connector, false, n_more);
+        let (writing, reading) =
+            try_join(writing, open_some(&connector, true, options.readers.max(1))).await?;
+        let mut more_writers = writing.into_iter();
+        if let (Some(for_node), Some(for_leases)) = (more_writers.next(), more_writers.next()) {
+            node = spawn_writer(&mut tasks, for_node, ANSWER);
+            leases = spawn_writer(&mut tasks, for_leases, options.lease / 5);
+        }
+        for conn in more_writers {
+            writers.push(spawn_writer(&mut tasks, conn, ANSWER));
         }
         let (readers, queue) = Lane::new();
         let queue = Arc::new(tokio::sync::Mutex::new(queue));
-        for _ in 0..options.readers.max(1) {
-            let conn = connector.open(true).await?;
+        for conn in reading {
             let reader = Reader::new(connector.clone(), conn, ANSWER, options.clock.clone());
             tasks.spawn(reader.run(Arc::clone(&queue), closing.clone()));
         }
@@ -422,6 +427,11 @@ impl Store {
         let max = self.0.limits.payload_bytes;
         if len > max { Err(Error::TooLarge { field, len, max }) } else { Ok(()) }
     }
+}
+
+/// Opens connections at once: each is a process that a server has to start.
+async fn open_some(connector: &Connector, read_only: bool, n: usize) -> Result<Vec<Conn>> {
+    try_join_all((0..n).map(|_| connector.open(read_only))).await
 }
 
 /// From the kernel's generator.

@@ -17,7 +17,7 @@ use super::{
     error::{Error, Result},
     notices::{Hub, Notice, decode, encode, gather},
     open::Connector,
-    sql::{Conn, Stmt, args, stmt},
+    sql::{Conn, Plans, Stmt, args, stmt},
 };
 
 /// The channel of a database's stores.
@@ -28,6 +28,19 @@ const PAYLOAD: usize = 7000;
 const RETRY: Duration = Duration::from_secs(1);
 /// Time for a new connection, and for one statement of those that nobody has given a time yet.
 const CONNECT: Duration = Duration::from_secs(5);
+/// Each statement walks an index in its order and joins by looking up, whatever the statistics say of the tables
+/// at that moment: while a table is small everything costs the same, and the plan that is taken then is kept while
+/// it grows. One plan is kept for all arguments; planning anew for each costs more than most statements
+/// themselves. A plan that cannot do without what is off is priced so high that the server would compile it:
+/// that costs more than it could win here.
+const PLANNING: &str = "SET plan_cache_mode = force_generic_plan;
+     SET enable_seqscan = off;
+     SET enable_bitmapscan = off;
+     SET enable_hashjoin = off;
+     SET enable_mergejoin = off;
+     SET enable_material = off;
+     SET max_parallel_workers_per_gather = 0;
+     SET jit = off";
 /// After so long without a notice the connection that hears them is asked whether it lives.
 const SILENCE: Duration = Duration::from_secs(10);
 
@@ -59,7 +72,7 @@ impl PostgresServer {
 
     async fn prepare(&self, read_only: bool) -> Result<Conn, sqlx::Error> {
         let conn = Box::new(self.options.connect().await?);
-        let mut conn = Conn::Postgres { conn, answer_within: Some(CONNECT) };
+        let mut conn = Conn::Postgres { conn, answer_within: Some(CONNECT), plans: Plans::new() };
         // A time limit of the role would cancel a COMMIT that waits for its standby, which then succeeds with a mere
         // warning: our own limit gives the connection up instead.
         // A lock that somebody else never releases must not hold up everybody behind us; nor may
@@ -77,6 +90,7 @@ impl PostgresServer {
              SET TIME ZONE 'UTC'",
         )
         .await?;
+        conn.run(PLANNING).await?;
         if read_only {
             conn.run("SET default_transaction_read_only = on").await?;
         }

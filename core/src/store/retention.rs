@@ -4,10 +4,16 @@
 //! and can be deleted again, so that a deletion that was interrupted leaves nothing behind for
 //! ever. Its timeline goes first, so that one can see that a deletion has begun.
 //!
+//! Nobody shall feel it: a transaction deletes few rows and few bytes ([`Budget`]), small instances
+//! together, and after each the writer is left to others for longer than it took ([`rest`]), which is
+//! long when they are busy.
+//!
 //! Pruning takes only rows that nobody holds: nodes that prune at the same time share the work
 //! instead of waiting for each other. What has not ended is never touched.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
+
+use tokio::time::{Instant, sleep};
 
 use super::{
     Notice, Store,
@@ -17,25 +23,55 @@ use super::{
     sql::{Stmt, Tx, args, stmt},
 };
 use crate::domain::{
-    id::{InstanceId, Tenant},
+    id::{InstanceId, InstanceKey, Tenant},
     time::Micros,
 };
 
-/// Rows of each table that one step deletes: a large instance must not hold up the writer.
-const STEP: u32 = 1_000;
+/// Instances that one transaction of a prune takes at most.
+const TOGETHER: usize = 32;
 
-const DELETE_EVENTS: Stmt = stmt!(
-    "DELETE FROM event WHERE instance = $1
-        AND number IN (SELECT number FROM event WHERE instance = $1 ORDER BY number LIMIT $2)"
-);
-const DELETE_CHECKPOINTS: Stmt = stmt!(
-    "DELETE FROM checkpoint WHERE instance = $1
-        AND number IN (SELECT number FROM checkpoint WHERE instance = $1 ORDER BY number LIMIT $2)"
-);
-const DELETE_SIGNALS: Stmt = stmt!(
-    "DELETE FROM signal WHERE instance = $1
-        AND number IN (SELECT number FROM signal WHERE instance = $1 ORDER BY number LIMIT $2)"
-);
+/// What one transaction may delete.
+#[derive(Clone, Copy)]
+struct Budget {
+    rows: u64,
+    bytes: u64,
+}
+
+impl Budget {
+    /// About a millisecond of a writer's time.
+    const STEP: Self = Self { rows: 250, bytes: 512 * 1024 };
+
+    fn took(&mut self, rows: u64, bytes: u64) {
+        self.rows = self.rows.saturating_sub(rows);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+
+    fn is_spent(&self) -> bool {
+        self.rows == 0 || self.bytes == 0
+    }
+}
+
+/// A table of an instance's rows by number, with payloads: how large the first ones are, and their
+/// deletion.
+struct Numbered {
+    sizes: Stmt,
+    delete: Stmt,
+}
+
+macro_rules! numbered {
+    ($table:literal) => {
+        Numbered {
+            sizes: stmt!(concat!(
+                "SELECT instance, number, CAST(COALESCE(LENGTH(data), 0) AS BIGINT) AS bytes FROM ",
+                $table,
+                " WHERE instance = $1 ORDER BY number LIMIT $2"
+            )),
+            delete: stmt!(concat!("DELETE FROM ", $table, " WHERE instance = $1 AND number <= $2")),
+        }
+    };
+}
+
+const NUMBERED: [Numbered; 3] = [numbered!("event"), numbered!("checkpoint"), numbered!("signal")];
 const DELETE_ATTEMPTS: Stmt = stmt!(
     "DELETE FROM attempt WHERE instance = $1
         AND attempt IN (SELECT attempt FROM attempt WHERE instance = $1 ORDER BY attempt LIMIT $2)"
@@ -73,20 +109,18 @@ pub struct Pruned {
     pub more: bool,
 }
 
-/// One step of a deletion.
-struct DeleteStep {
-    target: Target,
-    /// Leave a row alone that somebody else holds.
-    if_free: bool,
-}
-
-/// How far a deletion is.
+/// How far the deletion of an instance is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Step {
     More,
     Gone,
     /// Somebody else is at it.
     Held,
+}
+
+/// One step of a deletion that a controller asked for.
+struct DeleteStep {
+    target: Target,
 }
 
 impl Request for DeleteStep {
@@ -97,31 +131,84 @@ impl Request for DeleteStep {
     }
 
     async fn run(&self, tx: &mut Tx<'_>) -> Result<Step> {
-        if !self.if_free {
-            let row = life::lock_target(tx, &self.target).await?;
-            return step(tx, row).await;
-        }
-        match tx.fetch_optional(&LOCK_FREE, args![self.target.key, &self.target.tenant]).await? {
-            Some(row) => step(tx, life::read(&row)?).await,
-            None => Ok(Step::Held),
-        }
+        let row = life::lock_target(tx, &self.target).await?;
+        step(tx, row, &mut Budget::STEP.clone()).await
     }
 }
 
-async fn step(tx: &mut Tx<'_>, row: Locked) -> Result<Step> {
+/// One step of pruning: the first of these, and as many more as the budget allows. Rows that
+/// somebody holds are left alone.
+struct PruneStep {
+    targets: Vec<Target>,
+}
+
+impl Request for PruneStep {
+    /// How far those are that it came to.
+    type Answer = Vec<Step>;
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Answer> {
+        let (mut budget, mut steps) = (Budget::STEP, Vec::new());
+        for target in &self.targets {
+            if budget.is_spent() {
+                break;
+            }
+            let row = tx.fetch_optional(&LOCK_FREE, args![target.key, &target.tenant]).await?;
+            steps.push(match row {
+                Some(row) => step(tx, life::read(&row)?, &mut budget).await?,
+                None => Step::Held,
+            });
+        }
+        Ok(steps)
+    }
+}
+
+async fn step(tx: &mut Tx<'_>, row: Locked, budget: &mut Budget) -> Result<Step> {
     if row.life.outcome().is_none() {
         return Err(Error::NotEnded { id: row.id });
     }
-    for stmt in [&DELETE_EVENTS, &DELETE_CHECKPOINTS, &DELETE_SIGNALS, &DELETE_ATTEMPTS] {
-        if tx.execute(stmt, args![row.key, STEP]).await? == u64::from(STEP) {
+    for table in &NUMBERED {
+        delete_first(tx, table, row.key, budget).await?;
+        if budget.is_spent() {
             return Ok(Step::More);
         }
+    }
+    let attempts = tx.execute(&DELETE_ATTEMPTS, args![row.key, budget.rows]).await?;
+    budget.took(attempts, 0);
+    if budget.is_spent() {
+        return Ok(Step::More);
     }
     tx.execute(&DELETE_START, args![row.key]).await?;
     tx.execute(&DELETE_ENDING, args![row.key]).await?;
     tx.execute_one(&DELETE_INSTANCE, args![row.key, &row.tenant]).await?;
     tx.notify(Notice::Instance(row.key));
     Ok(Step::Gone)
+}
+
+/// Deletes as many rows as the budget allows, at least one if there is one, however large.
+async fn delete_first(
+    tx: &mut Tx<'_>,
+    table: &Numbered,
+    instance: InstanceKey,
+    budget: &mut Budget,
+) -> Result<()> {
+    let mut last = None;
+    for row in tx.fetch(&table.sizes, args![instance, budget.rows]).await? {
+        if budget.is_spent() {
+            break;
+        }
+        budget.took(1, row.number("bytes")?);
+        last = Some(row.number("number")?);
+    }
+    if let Some(last) = last {
+        tx.execute(&table.delete, args![instance, last]).await?;
+    }
+    Ok(())
+}
+
+/// Leaves the writer to others after a step that began then, for three times as long as the step took: it takes
+/// long while they keep the writer busy.
+async fn rest(began: Instant) {
+    sleep(began.elapsed() * 3).await;
 }
 
 /// Ended instances whose time is over, the one that ended first first.
@@ -178,11 +265,13 @@ impl Store {
     pub async fn delete(&self, tenant: &Tenant, id: &InstanceId) -> Result<()> {
         let target = self.target(tenant, id).await?;
         loop {
-            let step = DeleteStep { target: target.clone(), if_free: false };
+            let began = Instant::now();
+            let step = DeleteStep { target: target.clone() };
             if self.write_instance(target.key, step).await? == Step::Gone {
                 self.stored().forget(&target.tenant);
                 return Ok(());
             }
+            rest(began).await;
         }
     }
 
@@ -207,29 +296,28 @@ impl Store {
         let found = self.read(over).await?;
         let mut pruned = Pruned { more: found.len() == limit, ..Pruned::default() };
         let (mut held, n_found) = (0, found.len());
-        for (target, ended_at) in found {
-            match self.prune_one(&target).await? {
-                Step::Gone => {
-                    self.stored().forget(&target.tenant);
-                    pruned.instances += 1;
-                    pruned.oldest.get_or_insert(ended_at);
-                    pruned.newest = Some(ended_at);
+        let mut left = VecDeque::from(found);
+        while let Some((first, _)) = left.front() {
+            let (began, lane) = (Instant::now(), first.key);
+            let targets = left.iter().take(TOGETHER).map(|(target, _)| target.clone()).collect();
+            for step in self.write_instance(lane, PruneStep { targets }).await? {
+                if step == Step::More {
+                    break; // the last one it came to; it stays in front
                 }
-                Step::More | Step::Held => held += 1,
+                let Some((target, ended_at)) = left.pop_front() else { break };
+                if step == Step::Held {
+                    held += 1;
+                    continue;
+                }
+                self.stored().forget(&target.tenant);
+                pruned.instances += 1;
+                pruned.oldest.get_or_insert(ended_at);
+                pruned.newest = Some(ended_at);
             }
+            rest(began).await;
         }
         // All of them are somebody else's: whoever asked again at once would only spin.
         pruned.more &= held < n_found;
         Ok(pruned)
-    }
-
-    async fn prune_one(&self, target: &Target) -> Result<Step> {
-        loop {
-            let step = DeleteStep { target: target.clone(), if_free: true };
-            match self.write_instance(target.key, step).await? {
-                Step::More => {}
-                done => return Ok(done),
-            }
-        }
     }
 }

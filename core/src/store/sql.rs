@@ -229,7 +229,42 @@ pub(super) enum Conn {
         /// How long one statement may take; none: for ever. A connection that is cut without a
         /// word would otherwise hold up its task until the system gives up, for many minutes.
         answer_within: Option<Duration>,
+        plans: Plans,
     },
+}
+
+/// When a connection to PostgreSQL plans anew.
+///
+/// The server plans a prepared statement once, for the tables as they are then, and keeps the plan until
+/// their statistics are gathered again. Made while a table had five rows, it may read over all of them, and
+/// that would be what everybody waits for a minute later. So a connection forgets its plans each time it has run
+/// twice as many statements as before: whatever it fills has then at most doubled under one plan.
+#[derive(Debug)]
+pub(super) struct Plans {
+    run: u64,
+    forget_at: u64,
+}
+
+impl Plans {
+    /// Statements after which plans are forgotten for the first time.
+    const FIRST: u64 = 256;
+
+    pub(super) fn new() -> Self {
+        Self { run: 0, forget_at: Self::FIRST }
+    }
+
+    fn ran(&mut self) {
+        self.run += 1;
+    }
+
+    /// Whether it is time; then the next time is twice as far.
+    fn are_old(&mut self) -> bool {
+        let old = self.run >= self.forget_at;
+        if old {
+            self.forget_at = self.run.saturating_mul(2);
+        }
+        old
+    }
 }
 
 /// Waits for one answer. Late is the same as lost: the connection is of no more use, since the
@@ -272,11 +307,20 @@ impl Conn {
         }
     }
 
+    /// Forgets plans that were made for much smaller tables. Between transactions only.
+    pub(super) async fn refresh_plans(&mut self) -> Result<(), sqlx::Error> {
+        let old = match self {
+            Self::Postgres { plans, .. } => plans.are_old(),
+            Self::Sqlite(_) => false,
+        };
+        if old { self.run("DISCARD PLANS").await } else { Ok(()) }
+    }
+
     /// Runs a text without arguments, perhaps of several statements.
     pub(super) async fn run(&mut self, text: &'static str) -> Result<(), sqlx::Error> {
         match self {
             Self::Sqlite(conn) => sqlx::raw_sql(text).execute(&mut **conn).await.map(drop),
-            Self::Postgres { conn, answer_within } => {
+            Self::Postgres { conn, answer_within, .. } => {
                 answered(*answer_within, sqlx::raw_sql(text).execute(&mut **conn)).await.map(drop)
             }
         }
@@ -287,7 +331,8 @@ impl Conn {
             Self::Sqlite(conn) => {
                 Ok(bound!(Sqlite, stmt.sqlite, args).execute(&mut **conn).await?.rows_affected())
             }
-            Self::Postgres { conn, answer_within } => {
+            Self::Postgres { conn, answer_within, plans } => {
+                plans.ran();
                 let call = bound!(Postgres, stmt.postgres, args).execute(&mut **conn);
                 Ok(answered(*answer_within, call).await?.rows_affected())
             }
@@ -301,7 +346,8 @@ impl Conn {
                 let rows = bound!(Sqlite, stmt.sqlite, args).fetch_all(&mut **conn).await?;
                 Ok(rows.into_iter().map(|row| Row { cells: Cells::Sqlite(row), text }).collect())
             }
-            Self::Postgres { conn, answer_within } => {
+            Self::Postgres { conn, answer_within, plans } => {
+                plans.ran();
                 let call = bound!(Postgres, stmt.postgres, args).fetch_all(&mut **conn);
                 let rows = answered(*answer_within, call).await?;
                 Ok(rows.into_iter().map(|row| Row { cells: Cells::Postgres(row), text }).collect())
@@ -313,7 +359,7 @@ impl Conn {
     pub(super) async fn close(self) {
         let closed = match self {
             Self::Sqlite(conn) => conn.close().await,
-            Self::Postgres { conn, answer_within } => answered(answer_within, conn.close()).await,
+            Self::Postgres { conn, answer_within, .. } => answered(answer_within, conn.close()).await,
         };
         if let Err(error) = closed {
             tracing::debug!(%error, "closing a database connection failed");
@@ -583,6 +629,19 @@ mod tests {
             "SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT) AS now \
              FROM instance WHERE key = $1 FOR NO KEY UPDATE"
         );
+    }
+
+    #[test]
+    fn plans_are_forgotten_each_time_twice_as_much_was_run() {
+        let mut plans = Plans::new();
+        let mut forgotten = Vec::new();
+        for n in 1..=2_000 {
+            plans.ran();
+            if plans.are_old() {
+                forgotten.push(n);
+            }
+        }
+        assert_eq!(forgotten, [256, 512, 1024]);
     }
 
     #[test]

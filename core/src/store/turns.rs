@@ -19,29 +19,29 @@ use super::{
 };
 use crate::domain::{id::Tenant, time::Micros};
 
-/// The earliest wake of each tenant and priority: a few looks into the index for each tenant
-/// that has a wake at all, however many it has. The next tenant is asked for in the order of that
-/// index: of another one PostgreSQL would read over all that has ended.
+/// The earliest wake of each tenant and priority: three looks into indices for each pair that has a wake at
+/// all, however many it has. After a pair comes the next priority of its tenant, after the last one the next tenant. Both are
+/// asked for in the order of the index: of another one PostgreSQL would read over all that has ended.
+/// Compared as pairs they would be one look, but SQLite then reads over all wakes of the pair before.
 const HEADS: Stmt = stmt!(
-    "WITH RECURSIVE t(tenant) AS (
-         SELECT (SELECT i.tenant FROM instance AS i WHERE i.wake_at IS NOT NULL AND NOT i.paused
-                  ORDER BY i.tenant, i.priority, i.wake_at, i.key LIMIT 1)
+    "WITH RECURSIVE head(tenant, priority, wake_at) AS (
+         SELECT n.tenant, n.priority, n.wake_at FROM instance AS n
+          WHERE n.key = (SELECT i.key FROM instance AS i WHERE i.wake_at IS NOT NULL AND NOT i.paused
+                          ORDER BY i.tenant, i.priority, i.wake_at, i.key LIMIT 1)
           UNION ALL
-         SELECT (SELECT i.tenant FROM instance AS i
-                  WHERE i.tenant > t.tenant AND i.wake_at IS NOT NULL AND NOT i.paused
-                  ORDER BY i.tenant, i.priority, i.wake_at, i.key LIMIT 1)
-           FROM t WHERE t.tenant IS NOT NULL),
-     p(priority) AS (VALUES (9), (8), (7), (6), (5), (4), (3), (2), (1), (0)),
-     head AS (
-         SELECT t.tenant, CAST(p.priority AS BIGINT) AS priority,
-                (SELECT i.wake_at FROM instance AS i
-                  WHERE i.tenant = t.tenant AND i.priority = p.priority
-                    AND i.wake_at IS NOT NULL AND NOT i.paused
-                  ORDER BY i.wake_at, i.key LIMIT 1) AS wake_at
-           FROM t CROSS JOIN p WHERE t.tenant IS NOT NULL)
+         SELECT n.tenant, n.priority, n.wake_at FROM head
+           JOIN instance AS n
+             ON n.key = COALESCE(
+                    (SELECT i.key FROM instance AS i
+                      WHERE i.tenant = head.tenant AND i.priority > head.priority
+                        AND i.wake_at IS NOT NULL AND NOT i.paused
+                      ORDER BY i.tenant, i.priority, i.wake_at, i.key LIMIT 1),
+                    (SELECT i.key FROM instance AS i
+                      WHERE i.tenant > head.tenant AND i.wake_at IS NOT NULL AND NOT i.paused
+                      ORDER BY i.tenant, i.priority, i.wake_at, i.key LIMIT 1)))
      SELECT head.tenant, head.priority, head.wake_at, q.max_running
        FROM head LEFT JOIN tenant AS q ON q.name = head.tenant
-      WHERE head.wake_at IS NOT NULL ORDER BY head.priority DESC, head.wake_at, head.tenant"
+      ORDER BY head.priority DESC, head.wake_at, head.tenant"
 );
 const DUE: Stmt = stmt!(concat!(
     "SELECT ",

@@ -6,6 +6,7 @@
 //! - `random`: one printed seed drives SQLite, PostgreSQL and the domain over a map; all answer
 //!   alike.
 //! - `faults`: answers that get lost, and the lock that fences.
+//! - `plans`: how the databases carry out each statement once tables are large.
 //! - `db`: the databases, with a clock that the test sets.
 //!
 //! PostgreSQL is found through `DORMOUSE_TEST_POSTGRES` (the URL of a superuser's connection);
@@ -14,5 +15,9 @@
 mod contract;
 mod db;
 mod faults;
+#[path = "../../../tests/src/load.rs"]
+#[expect(unreachable_pub, reason = "elsewhere it is a library's")]
+mod load;
+mod plans;
 mod postgres;
 mod random;

@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use dormouse_core::{
     domain::{
+        checkpoint::{Kind, NewValue},
         id::Tenant,
         instance::{Cancel, Status},
         outcome::{EndedBy, Outcome},
+        payload::Payload,
     },
-    store::{ListFilter, Pruned, StartRequest, Store, Superseded},
+    store::{ListFilter, Pruned, StartRequest, Store, Superseded, check::PATIENCE},
 };
 
 use crate::db::{self, TestDb, code};
@@ -28,6 +30,7 @@ contract! {
     only_what_has_ended_is_deleted,
     deleting_leaves_nothing_of_it,
     ended_instances_are_pruned_after_their_retention,
+    pruning_takes_small_and_large_ones,
     a_tenant_prunes_its_own_in_small_batches,
     two_that_prune_at_once_share_the_work,
 }
@@ -242,6 +245,29 @@ async fn ended_instances_are_pruned_after_their_retention(db: TestDb) {
     let all = ListFilter { limit: 10, ..ListFilter::default() };
     let left = db.store.list(&db::tenant(), all).await.expect("a list");
     assert_eq!(left.instances.len(), 1);
+}
+
+/// Small ones go together, large ones in several transactions, and each in whole.
+async fn pruning_takes_small_and_large_ones(db: TestDb) {
+    let tenant = db::tenant();
+    let large = db.running("large").await;
+    for n in 0..3 {
+        let payload = NewValue::Payload(Payload::json(format!("\"{}\"", "x".repeat(400_000))));
+        let saved =
+            db.store.save(&large.session, db::checkpoint(&format!("big-{n}"), Kind::Step, payload)).await;
+        assert!(db::stored(saved));
+    }
+    let saves = (0..600).map(|n| db.store.save(&large.session, db::step(&format!("s{n}"), "1")));
+    for saved in futures_util::future::join_all(saves).await {
+        saved.expect("a save");
+    }
+    db.store.end(&large.session, db::completed()).await.expect("ends");
+    ended(&db, 70).await;
+    db.advance(db.store.limits().retention);
+    let pruned = db.store.prune(100).await.expect("a round");
+    assert_eq!((pruned.instances, pruned.more), (71, false));
+    assert_eq!(code(db.store.instance(&tenant, large.id()).await), "NOT_FOUND");
+    assert_eq!(super::check::violations(&db, PATIENCE).await, []);
 }
 
 /// `n` instances of the tenant that ended an hour after each other.
