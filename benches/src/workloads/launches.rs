@@ -104,7 +104,7 @@ async fn launch_many(services: &Services, count: u32, at_once: usize) -> anyhow:
     Ok(latencies.into_iter().collect())
 }
 
-async fn start_to_ending(services: &Services) -> anyhow::Result<Duration> {
+pub(super) async fn start_to_ending(services: &Services) -> anyhow::Result<Duration> {
     let begun = Instant::now();
     let id = services.begin("trivial", &()).await?;
     services.completed(&id).await?;

@@ -32,6 +32,15 @@ pub struct Saved {
     pub nanos: Vec<u64>,
 }
 
+/// What `process` answers of the process that it runs in.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Process {
+    /// Its number.
+    pub pid: u32,
+    /// When it was started, to about 10 ms.
+    pub born_at: u64,
+}
+
 /// Of the workflow `sleeper`: sleeps once, until a moment.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Sleeper {

@@ -9,7 +9,7 @@ use std::{
 
 use dormouse_sdk::{Context, Failure, Result};
 use dormouse_workload::{
-    Checkpoints, Ping, Received, Receiver, Resumed, Resumer, SIGNAL, Saved, Sleeper, Woken, now,
+    Checkpoints, Ping, Process, Received, Receiver, Resumed, Resumer, SIGNAL, Saved, Sleeper, Woken, now,
 };
 use futures_util::{StreamExt as _, stream};
 use tokio::{io::AsyncReadExt as _, net::UnixStream, time::Instant};
@@ -20,6 +20,26 @@ const STEPS_AT_ONCE: usize = 64;
 /// Does nothing: what it costs is the launch and the ending.
 async fn trivial(_: Context, (): ()) -> Result<()> {
     Ok(())
+}
+
+/// Tells in which process it runs.
+async fn process(_: Context, (): ()) -> Result<Process> {
+    Ok(Process { pid: std::process::id(), born_at: born_at()? })
+}
+
+/// When this process was started, by its own account of the kernel.
+fn born_at() -> Result<u64> {
+    const SECONDS_PER_TICK: f64 = 0.01;
+    let read = |path, place: fn(&str) -> Option<&str>| -> Result<f64> {
+        let text = std::fs::read_to_string(path)?;
+        let number = place(&text).and_then(|number| number.parse().ok());
+        number.ok_or_else(|| Failure::new("KERNEL", format!("{path} is not as expected: {text}")).permanent())
+    };
+    let up = read("/proc/uptime", |text| text.split(' ').next())?;
+    // The name before it may hold anything.
+    let started = read("/proc/self/stat", |text| text.rsplit_once(") ")?.1.split(' ').nth(19))?;
+    let age = Duration::try_from_secs_f64(up - started * SECONDS_PER_TICK).unwrap_or_default();
+    Ok(now().saturating_sub(u64::try_from(age.as_micros()).unwrap_or(u64::MAX)))
 }
 
 /// Saves one checkpoint after the other, and tells how long each took.
@@ -113,4 +133,4 @@ async fn idle(_: Context, (): ()) -> Result<()> {
     pending().await
 }
 
-dormouse_sdk::main!(trivial, checkpoints, sleeper, receiver, resumer, idle);
+dormouse_sdk::main!(trivial, process, checkpoints, sleeper, receiver, resumer, idle);
