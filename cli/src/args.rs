@@ -188,6 +188,8 @@ pub(crate) enum Command {
     },
     /// Whether the services are well
     Health(Health),
+    /// How long requests and launches take, stage by stage, as the text that Prometheus reads
+    Metrics(Metrics),
     /// How the services are configured
     #[command(subcommand)]
     Config(Config),
@@ -515,6 +517,13 @@ pub(crate) struct Health {
     /// Only whether this machine's service accepts connections; needs no credentials and no database
     #[arg(long, value_enum, value_name = "SERVICE", conflicts_with = "server")]
     pub(crate) listening: Option<ServicePart>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Metrics {
+    /// Of the core that runs on this machine in the data directory; with `up` it is the same process
+    #[arg(long, conflicts_with = "server")]
+    pub(crate) core: bool,
 }
 
 /// One of the two services.

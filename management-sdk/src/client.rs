@@ -325,6 +325,7 @@ pub(crate) fn unexpected(outcome: &Outcome) -> String {
     let name = match outcome {
         Outcome::Error(_) => "an error",
         Outcome::Health(_) => "a health report",
+        Outcome::Metrics(_) => "metrics",
         Outcome::UploadBegun(_) => "a begun upload",
         Outcome::ChunkStored(_) => "a stored chunk",
         Outcome::Image(_) => "an image",

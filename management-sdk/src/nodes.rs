@@ -159,6 +159,26 @@ impl Client {
         .await
     }
 
+    /// How long requests and launches took in the process that answers, since its start: of all tenants together,
+    /// as the text that Prometheus reads.
+    pub async fn metrics(&self) -> Result<String, Error> {
+        self.read_metrics("prometheus").await
+    }
+
+    /// As [`Self::metrics`], as one JSON object with exact sums and finer buckets.
+    pub async fn metrics_json(&self) -> Result<String, Error> {
+        self.read_metrics("json").await
+    }
+
+    async fn read_metrics(&self, format: &str) -> Result<String, Error> {
+        let request = wire::GetMetrics { format: format.to_owned() };
+        self.call(Operation::Metrics(request), |outcome| match outcome {
+            Outcome::Metrics(wire::Metrics { text }) => Ok(text),
+            other => Err(unexpected(&other)),
+        })
+        .await
+    }
+
     /// Every node of the cluster.
     pub async fn nodes(&self) -> Result<Vec<Node>, Error> {
         self.call(Operation::Nodes(wire::ListNodes {}), |outcome| match outcome {

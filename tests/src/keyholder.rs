@@ -102,6 +102,7 @@ pub fn every_operation(id: &str, image: &str) -> Vec<(Operation, Least)> {
     let quotas = Some(Quotas { running: 1, stored: 1, starts_per_second: 1 });
     let all = vec![
         Operation::Health(wire::Health {}),
+        Operation::Metrics(wire::GetMetrics::default()),
         Operation::ListImages(wire::ListImages { name: String::new() }),
         Operation::GetImage(wire::GetImage { name: image.clone(), version: String::new() }),
         Operation::Get(wire::GetInstance { id: id.clone() }),
@@ -147,6 +148,7 @@ fn least(operation: &Operation) -> Least {
     match operation {
         Operation::Hello(_) => panic!("a hello is no request"),
         Operation::Health(_)
+        | Operation::Metrics(_)
         | Operation::ListImages(_)
         | Operation::GetImage(_)
         | Operation::Get(_)

@@ -24,6 +24,7 @@ mod image;
 mod instance;
 mod listening;
 mod logs;
+mod metrics;
 mod new;
 mod nodes;
 mod prune;
@@ -81,6 +82,7 @@ async fn perform(ctx: &Ctx, command: Command) -> anyhow::Result<Exit> {
         Command::Completions { shell } => completions(shell),
         Command::Health(Health { listening: None }) => health::health(ctx).await,
         Command::Health(Health { listening: Some(part) }) => listening::look(ctx, part).await,
+        Command::Metrics(args) => metrics::metrics(ctx, &args).await,
         Command::Config(args) => config::config(ctx, args),
         Command::Demo(args) => demo::demo(args).await,
     }

@@ -1,7 +1,10 @@
 //! The services about themselves: health and nodes; and whether somebody would launch what is due.
 
-use dormouse_core::store::{Drain, Node, RunningQuota};
-use dormouse_proto::{call::Refusal, management as wire};
+use dormouse_core::{
+    store::{Drain, Node, RunningQuota},
+    timings::{Format, render},
+};
+use dormouse_proto::{call::Refusal, code::Code, management as wire};
 
 use super::{
     certificates::certificates,
@@ -9,6 +12,19 @@ use super::{
     sentence::Capacity,
     server::{Context, ThisNode, refuse},
 };
+
+/// The figures of this process.
+pub(super) fn metrics(request: &wire::GetMetrics) -> Result<wire::Metrics, Refusal> {
+    let format = match request.format.as_str() {
+        "" => Some(Format::Prometheus),
+        word => Format::parse(word),
+    };
+    let Some(format) = format else {
+        let message = format!("metrics.format is {:?}; say \"prometheus\" or \"json\"", request.format);
+        return Err(Refusal::new(Code::InvalidArgument, message));
+    };
+    Ok(wire::Metrics { text: render(format) })
+}
 
 impl Context {
     pub(super) async fn health(&self) -> Result<wire::HealthReport, Refusal> {

@@ -27,6 +27,7 @@ impl Right {
             // Refused anyway, with a sentence of its own.
             Operation::Hello(_) => ("hello", Reader, ""),
             Operation::Health(_) => ("health", Reader, ""),
+            Operation::Metrics(_) => ("metrics", Reader, ""),
 
             Operation::BeginUpload(of) => ("begin upload", Operator, of.name.as_str()),
             Operation::UploadChunk(_) => ("upload chunk", Operator, ""),

@@ -483,6 +483,7 @@ impl Context {
                 Err(Refusal::new(Code::InvalidArgument, "a second hello; send one hello per connection"))
             }
             Operation::Health(_) => self.health().await.map(Outcome::Health),
+            Operation::Metrics(request) => super::nodes::metrics(&request).map(Outcome::Metrics),
             Operation::BeginUpload(request) => self.begin_upload(request).await.map(Outcome::UploadBegun),
             Operation::UploadChunk(request) => self.upload_chunk(request).await.map(Outcome::ChunkStored),
             Operation::FinishUpload(request) => self.finish_upload(request).await.map(Outcome::Image),

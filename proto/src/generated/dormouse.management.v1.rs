@@ -5,7 +5,7 @@ pub struct ClientFrame {
     pub id: u64,
     #[prost(
         oneof = "client_frame::Operation",
-        tags = "2, 3, 10, 11, 12, 13, 14, 15, 16, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 40, 41, 42, 43, 50, 51, 52, 53, 60, 61, 62, 70, 71, 72, 80"
+        tags = "2, 3, 4, 10, 11, 12, 13, 14, 15, 16, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 40, 41, 42, 43, 50, 51, 52, 53, 60, 61, 62, 70, 71, 72, 80"
     )]
     pub operation: ::core::option::Option<client_frame::Operation>,
 }
@@ -17,6 +17,8 @@ pub mod client_frame {
         Hello(super::Hello),
         #[prost(message, tag = "3")]
         Health(super::Health),
+        #[prost(message, tag = "4")]
+        Metrics(super::GetMetrics),
         #[prost(message, tag = "10")]
         BeginUpload(super::BeginUpload),
         #[prost(message, tag = "11")]
@@ -91,7 +93,7 @@ pub struct ServerFrame {
     pub id: u64,
     #[prost(
         oneof = "server_frame::Outcome",
-        tags = "2, 3, 10, 11, 12, 13, 14, 20, 21, 22, 23, 24, 40, 41, 42, 43, 50, 51, 53, 60, 61, 70, 71, 72, 80"
+        tags = "2, 3, 4, 10, 11, 12, 13, 14, 20, 21, 22, 23, 24, 40, 41, 42, 43, 50, 51, 53, 60, 61, 70, 71, 72, 80"
     )]
     pub outcome: ::core::option::Option<server_frame::Outcome>,
 }
@@ -103,6 +105,8 @@ pub mod server_frame {
         Error(super::Error),
         #[prost(message, tag = "3")]
         Health(super::HealthReport),
+        #[prost(message, tag = "4")]
+        Metrics(super::Metrics),
         #[prost(message, tag = "10")]
         UploadBegun(super::UploadBegun),
         #[prost(message, tag = "11")]
@@ -170,6 +174,18 @@ pub struct Hello {
     /// For clients without a certificate of the cluster: the secret of a token. Empty: none.
     #[prost(string, tag = "3")]
     pub token: ::prost::alloc::string::String,
+}
+/// The figures of the answering process, of all tenants together.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetMetrics {
+    /// "prometheus" (also if empty) or "json".
+    #[prost(string, tag = "1")]
+    pub format: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Metrics {
+    #[prost(string, tag = "1")]
+    pub text: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Health {}

@@ -38,6 +38,7 @@ mod killed_services;
 mod killed_workflow;
 mod leases;
 mod machines;
+mod metrics;
 mod postgres_states;
 mod requests;
 mod retry;
