@@ -7,6 +7,7 @@
 //!
 //! It never decides anything about the instance: that is the ledger's.
 
+mod course;
 mod link;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -21,7 +22,7 @@ use std::{
 use dormouse_proto::{
     call::{CallError, Caller, InstanceProtocol, Pushes},
     code::Code,
-    instance::{self, ServerFrame, client_frame, server_frame},
+    instance::{self, ClientFrame, ServerFrame, client_frame, server_frame},
     launch::LaunchDocument,
 };
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
@@ -32,7 +33,10 @@ use tokio::{
 
 pub(crate) use dormouse_proto::endpoint::client_endpoint as socket;
 
-use self::link::{Link, doubled};
+use self::{
+    course::Course,
+    link::{Link, doubled},
+};
 use crate::{
     fault::{self, Point},
     ledger::{Fate, Ledger, Request, keep},
@@ -77,7 +81,9 @@ pub(crate) async fn run(
     let mut keeper = pin!(keep(Arc::clone(&ledger)));
     let mut unanswered = Unanswered::default();
     loop {
-        let left = serve(&mut session, &ledger, &mut requests, &mut unanswered, keeper.as_mut()).await;
+        let left =
+            serve(&mut session, &ledger, &mut requests, &mut unanswered, link.course(), keeper.as_mut())
+                .await;
         let (fate, fenced) = match left {
             Left::Fate(fate) => (Some(fate), false),
             Left::Fenced if unanswered.reclaims >= RECLAIMS => (Some(Fate::Fenced), true),
@@ -145,18 +151,13 @@ struct Pending {
 type Call = Pin<Box<dyn Future<Output = (u64, Result<ServerFrame, CallError>)> + Send>>;
 
 /// Asks, after a pause; `number` tells which request it was.
-fn ask(
-    caller: &Caller<InstanceProtocol>,
-    number: u64,
-    operation: client_frame::Operation,
-    pause: Duration,
-) -> Call {
+fn ask(caller: &Caller<InstanceProtocol>, number: u64, frame: ClientFrame, pause: Duration) -> Call {
     let caller = caller.clone();
     Box::pin(async move {
         if !pause.is_zero() {
             tokio::time::sleep(pause).await;
         }
-        (number, caller.call(operation.into()).await)
+        (number, caller.call(frame).await)
     })
 }
 
@@ -177,12 +178,13 @@ async fn serve(
     ledger: &Ledger,
     requests: &mut mpsc::Receiver<Request>,
     unanswered: &mut Unanswered,
+    course: &mut Course,
     mut keeper: Pin<&mut impl Future<Output = String>>,
 ) -> Left {
     let Session { caller, pushes } = session;
     let mut calls: FuturesUnordered<Call> = FuturesUnordered::new();
     for (number, pending) in &unanswered.requests {
-        calls.push(ask(caller, *number, pending.request.operation.clone(), Duration::ZERO));
+        calls.push(ask(caller, *number, pending.request.operation.clone().into(), Duration::ZERO));
     }
     let mut silence = Silence::new(caller.connection());
     let mut listen = tokio::time::interval(LISTEN);
@@ -195,7 +197,8 @@ async fn serve(
                         silence = Silence::new(caller.connection());
                     }
                     unanswered.last += 1;
-                    calls.push(ask(caller, unanswered.last, request.operation.clone(), Duration::ZERO));
+                    let frame = ClientFrame { launched: course.asked(), ..request.operation.clone().into() };
+                    calls.push(ask(caller, unanswered.last, frame, Duration::ZERO));
                     unanswered.requests.insert(unanswered.last, Pending { request, refusals: 0 });
                 } else {
                     calls.push(tell(caller, request.operation));
@@ -260,7 +263,7 @@ impl Unanswered {
         if is_worth_repeating(&outcome, pending.refusals) {
             let pause = doubled(REPEAT, pending.refusals);
             pending.refusals += 1;
-            return Answered::Repeat(ask(caller, number, pending.request.operation.clone(), pause));
+            return Answered::Repeat(ask(caller, number, pending.request.operation.clone().into(), pause));
         }
         if is_fenced(&outcome) {
             return Answered::Left(Left::Fenced);

@@ -57,6 +57,15 @@ pub(crate) fn read_to_end(fd: RawFd, max: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// This machine's monotonic clock, as the environment reads it; 0 if there is none.
+pub(crate) fn monotonic_nanos() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is writable for the call, which writes nothing else; on an error it stays 0.
+    let _ = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    let (seconds, nanos) = (u64::try_from(now.tv_sec), u64::try_from(now.tv_nsec));
+    seconds.unwrap_or(0).saturating_mul(1_000_000_000).saturating_add(nanos.unwrap_or(0))
+}
+
 /// Reads the descriptor from offset 0, at most `max` bytes, without moving its position: other
 /// processes share it.
 pub(crate) fn read_from_start(fd: RawFd, max: usize) -> io::Result<Vec<u8>> {

@@ -14,7 +14,7 @@ use dormouse_proto::{
     call::{CallError, Caller, InstanceProtocol, Protocol as _},
     code::Code,
     endpoint::{CORE_NAME, Transport, client_config_with, connect},
-    instance::{self, client_frame, server_frame},
+    instance::{self, ClientFrame, client_frame, server_frame},
     launch::LaunchDocument,
     trust::Trust,
 };
@@ -24,7 +24,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{Again, KEEP_ALIVE, Session};
+use super::{Again, KEEP_ALIVE, Session, course::Course};
 use crate::{
     ledger::{Fate, Ledger, Pace, Request},
     sys,
@@ -58,10 +58,12 @@ pub(super) struct Link {
     /// Where core has accepted this attempt and this release before.
     known: Option<String>,
     rounds: u32,
+    course: Course,
 }
 
 impl Link {
     pub(super) fn new(endpoint: quinn::Endpoint, document: LaunchDocument) -> Result<Self, String> {
+        let mut course = Course::begin(&document);
         let transport = Transport { keep_alive: KEEP_ALIVE, ..Transport::default() };
         let config = client_config_with::<InstanceProtocol>(
             Trust::Authority(&document.authority_pem),
@@ -69,7 +71,13 @@ impl Link {
             &transport,
         )
         .map_err(|error| format!("the launch document's authority: {error}"))?;
-        Ok(Self { document, endpoint, config, known: None, rounds: 0 })
+        course.prepared();
+        Ok(Self { document, endpoint, config, known: None, rounds: 0, course })
+    }
+
+    /// How the launch went.
+    pub(super) fn course(&mut self) -> &mut Course {
+        &mut self.course
     }
 
     /// The first registration, with everything that is stored.
@@ -218,7 +226,7 @@ impl Link {
         addresses
     }
 
-    async fn register_at(&self, connection: quinn::Connection) -> Result<Again, Failed> {
+    async fn register_at(&mut self, connection: quinn::Connection) -> Result<Again, Failed> {
         let hello = client_frame::Operation::Hello(instance::Hello {
             protocol_version: InstanceProtocol::VERSION,
             client: concat!("dormouse-sdk ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -228,9 +236,11 @@ impl Link {
             instance_id: self.document.instance_id.clone(),
             attempt: self.document.attempt,
         });
+        let register = ClientFrame { launched: self.course.connected(), ..register.into() };
         let opened = Caller::<InstanceProtocol>::open(connection, hello.into()).await;
         let (caller, pushes) = opened.map_err(|error| self.judge_call(error))?;
-        let answer = caller.call(register.into()).await.map_err(|error| self.judge_call(error))?;
+        let answer = caller.call(register).await.map_err(|error| self.judge_call(error))?;
+        self.course.registered();
         match answer.outcome {
             Some(server_frame::Outcome::Registered(registered)) => {
                 Ok(Again { session: Session { caller, pushes }, registered })

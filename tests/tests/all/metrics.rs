@@ -79,6 +79,9 @@ async fn every_stage_is_recorded_once(database: Database) {
         for (request, n) in [("register", launches), ("suspend", launches - 1), ("ending", 1)] {
             expected(&core.requests(request).map(|counted| (request, counted, n)))?;
         }
+        // The process's half, as it has told it.
+        let told = ["start", "endpoint", "handshake", "register", "first_step"];
+        expected(&told.map(|stage| (stage, core.launches(stage), launches)))?;
         let checkpoints = core.requests("checkpoint");
         let stored = cluster.checkpoints("order").await.len() as u64;
         assert!(checkpoints[0] >= stored, "{checkpoints:?} requests stored {stored} checkpoints");
