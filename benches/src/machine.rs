@@ -25,11 +25,13 @@ pub(crate) struct Machine {
     pub(crate) at: String,
     /// Of Dormouse.
     pub(crate) version: String,
-    /// Of the repository; with `-dirty` something is not committed.
+    /// Of the repository when the run began; with `-dirty` something is not committed.
     pub(crate) revision: String,
     pub(crate) rustc: String,
     /// Of the programs: `release`, or `debug`, whose figures are worth nothing.
     pub(crate) profile: String,
+    /// Whether the programs are of that revision: those of another build may not be.
+    pub(crate) programs: String,
     /// Whether it was a quick run, whose figures are worth nothing either.
     pub(crate) quick: bool,
     pub(crate) cores: usize,
@@ -57,6 +59,7 @@ impl Machine {
             revision: revision(),
             rustc: said("rustc", &["--version"]).unwrap_or_else(|| "unknown".to_owned()),
             profile: context.programs().profile().to_owned(),
+            programs: context.programs().origin().to_owned(),
             quick: context.is_quick(),
             cores: std::thread::available_parallelism()?.get(),
             cpu: field("/proc/cpuinfo", "model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned()),

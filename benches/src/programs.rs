@@ -32,6 +32,8 @@ pub(crate) struct Programs {
     services: Option<PathBuf>,
     together: bool,
     image: Option<PathBuf>,
+    /// Whether cargo has just built them.
+    built: bool,
 }
 
 impl Programs {
@@ -39,14 +41,16 @@ impl Programs {
     pub(crate) fn prepare(arguments: &Arguments) -> anyhow::Result<Self> {
         let own = env::current_exe().context("the path of this program")?;
         let folder = own.parent().context("a program is in a folder")?.to_path_buf();
-        let programs = Self {
+        let mut programs = Self {
             folder,
+            built: false,
             services: arguments.bin_dir.clone(),
             together: arguments.together,
             image: arguments.image.clone(),
         };
         if !arguments.no_build && programs.is_release() {
             programs.build()?;
+            programs.built = true;
         }
         Ok(programs)
     }
@@ -81,6 +85,15 @@ impl Programs {
         match &self.image {
             Some(path) => Ok(path.clone()),
             None => self.launched("dormouse-workload"),
+        }
+    }
+
+    /// Whether they are of the revision that the report names.
+    pub(crate) fn origin(&self) -> &'static str {
+        match (&self.services, &self.image, self.built) {
+            (None, None, true) => "built for this run",
+            (None, None, false) => "as they were found, maybe of another revision",
+            _ => "of another build (--bin-dir or --image)",
         }
     }
 

@@ -56,7 +56,7 @@ pub(crate) enum Kind {
     /// Measured before and after everything else.
     Limit,
     Workload,
-    /// Other systems; `all` leaves them to whoever names them.
+    /// Other systems.
     Peer,
 }
 
@@ -68,7 +68,7 @@ pub(crate) fn entries() -> Vec<Entry> {
 }
 
 /// The entries that were asked for, and all that they need, in order.
-pub(crate) fn chosen(names: &[String]) -> anyhow::Result<Vec<Entry>> {
+pub(crate) fn chosen(names: &[String], quick: bool) -> anyhow::Result<Vec<Entry>> {
     let all = entries();
     let mut wanted = vec![false; all.len()];
     for name in names {
@@ -77,7 +77,8 @@ pub(crate) fn chosen(names: &[String]) -> anyhow::Result<Vec<Entry>> {
             bail!("NAME {name} is unknown; say all, limits, or some of {}", known.join(", "));
         }
         for (entry, wanted) in all.iter().zip(&mut wanted) {
-            *wanted |= is_meant(entry, name);
+            // Other systems are built and run for real figures only.
+            *wanted |= is_meant(entry, name) && !(quick && name == "all" && entry.kind == Kind::Peer);
         }
     }
     // Who is needed stands before who needs it: one pass from the end finds all.
@@ -97,7 +98,7 @@ pub(crate) fn chosen(names: &[String]) -> anyhow::Result<Vec<Entry>> {
 fn is_meant(entry: &Entry, name: &str) -> bool {
     let part = |rest: &str| rest.chars().all(|letter| letter.is_ascii_lowercase());
     match name {
-        "all" => entry.kind != Kind::Peer,
+        "all" => true,
         "limits" => entry.kind == Kind::Limit,
         _ => entry
             .name

@@ -87,6 +87,7 @@ fn machine(machine: &Machine) -> String {
     let rows = [
         ("when", machine.at.clone()),
         ("Dormouse", format!("{}, revision {}, {}", machine.version, machine.revision, machine.profile)),
+        ("programs", machine.programs.clone()),
         ("machine", format!("{} cores, {}, {memory}", machine.cores, machine.cpu)),
         ("kernel", machine.kernel.clone()),
         ("disk", machine.disk.clone()),

@@ -27,7 +27,7 @@ struct Found {
 
 /// Measures, and says what came out. False if something could not be measured.
 pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
-    let entries = registry::chosen(&arguments.names)?;
+    let entries = registry::chosen(&arguments.names, arguments.quick)?;
     // What cannot be read is better known before an hour of measuring than after.
     let old = arguments.compare.as_deref().map(compare::load).transpose()?;
     let context = Context::prepare(arguments).await?;

@@ -20,6 +20,8 @@ use crate::{
 
 /// Connections that write batches to PostgreSQL at once; SQLite has one writer.
 const WRITERS: usize = 4;
+/// Rows that the driver may be ahead of us while we read.
+const ROWS_AHEAD: usize = 1024;
 /// Rows that are read: as many as a resume has checkpoints.
 const READ: [usize; 3] = [100, 1_000, 10_000];
 
@@ -268,6 +270,8 @@ async fn connect(database: &Database) -> anyhow::Result<Connection> {
                 .create_if_missing(true)
                 .journal_mode(SqliteJournalMode::Wal)
                 .synchronous(SqliteSynchronous::Full)
+                // Rows cross from the driver's thread to ours: a short queue makes the two wait for each other.
+                .row_buffer_size(ROWS_AHEAD)
                 .disable_statement_logging();
             Connection::Sqlite(options.connect().await?)
         }

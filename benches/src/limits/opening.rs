@@ -9,8 +9,8 @@ use anyhow::bail;
 
 use crate::context::{Context, Database};
 
-/// From the start of a process until it has opened this database, read from it and ended. It leaves the
-/// database as it is: after a kill, what must be recovered is recovered again by the next.
+/// From the start of a process until it has opened this database, read from it and ended. It ends without closing
+/// it, so after a kill the next one has as much to recover.
 pub(crate) fn time_to_open(context: &Context, database: &Database) -> anyhow::Result<Duration> {
     let mut command = Command::new(context.programs().path("probe-open")?);
     match database {

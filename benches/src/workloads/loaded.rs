@@ -69,6 +69,7 @@ async fn on(context: &Context, database: &Database, settings: &Settings) -> anyh
 /// The first of a workload's figures is the one that is judged.
 fn held(mut figures: Vec<Figure>, limit: Limit, target: Target) -> Vec<Figure> {
     if let Some(first) = figures.first_mut() {
+        first.what = format!("{}; in a full database", first.what);
         first.held = Some((limit, target));
     }
     figures
