@@ -153,8 +153,26 @@ impl Services {
         Ok(())
     }
 
-    /// Stops them in order, as a service manager does, and removes what they have left.
+    /// Stops them in order, and starts them with other settings on the same data directory and database.
+    pub(crate) async fn restart(&mut self, settings: &Settings) -> anyhow::Result<()> {
+        self.end().await?;
+        for program in &mut self.programs {
+            program.settings = settings.to_vec();
+        }
+        self.start_again().await
+    }
+
+    /// Stops them in order, and removes what they have left.
     pub(crate) async fn stop(mut self, context: &Context) -> anyhow::Result<()> {
+        self.end().await?;
+        if let Some(database) = &self.database {
+            context.remove(database).await?;
+        }
+        fs::remove_dir_all(&self.dir).with_context(|| self.dir.display().to_string())
+    }
+
+    /// As a service manager does it. The connection is opened again when it is needed.
+    async fn end(&mut self) -> anyhow::Result<()> {
         self.client.close().await;
         // The environment first: it ends its instances' accounts through the database.
         for mut running in std::mem::take(&mut self.running).into_iter().rev() {
@@ -162,10 +180,7 @@ impl Services {
             let ended = timeout(PATIENCE, running.ended()).await;
             ended.with_context(|| format!("{} does not stop\n{}", running.name, log_tail(&self.dir)))??;
         }
-        if let Some(database) = &self.database {
-            context.remove(database).await?;
-        }
-        fs::remove_dir_all(&self.dir).with_context(|| self.dir.display().to_string())
+        Ok(())
     }
 
     /// The services' processes.

@@ -5,10 +5,10 @@ use dormouse_tests::load::{Load, fill};
 
 use super::{checkpoints, launches, wakes};
 use crate::{
-    context::{Context, Database, Store},
+    context::{Context, Store},
     figure::{Figure, Limit, Target},
     registry::{Entry, Findings, Kind, Measured, Run},
-    services::{Layout, Services, Settings, address, migrate},
+    services::{Layout, Services, address, migrate},
 };
 
 /// Of a latency.
@@ -34,7 +34,7 @@ fn loaded(context: &Context, store: Store) -> Measured<'_> {
         fill(&address(&database).to_string_lossy(), &load).await?;
         let mut figures = Vec::new();
 
-        let services = on(context, &database, &[]).await?;
+        let mut services = Services::start_on(context, &database, Layout::Usual, &[]).await?;
         let found = checkpoints::one_instance(context, &services, "W8.W1").await?;
         figures.extend(held(found, Limit::Sum(&[(1.0, "W1")]), AT_MOST));
         let found = launches::one_by_one(context, &services, "W8.W3a").await?;
@@ -43,27 +43,21 @@ fn loaded(context: &Context, store: Store) -> Measured<'_> {
         figures.extend(held(found, Limit::Rate(&[(1.0, "W3b.16")]), AT_LEAST));
         let found = launches::many_at_once(context, &services, "W8.W3b.64", 64).await?;
         figures.extend(held(found, Limit::Rate(&[(1.0, "W3b.64")]), AT_LEAST));
-        services.stop(context).await?;
 
-        let services = on(context, &database, &checkpoints::SLOTS).await?;
+        services.restart(&checkpoints::SLOTS).await?;
         let found = checkpoints::many_instances(context, &services, "W8.W2").await?;
         figures.extend(held(found, Limit::Rate(&[(1.0, "W2")]), AT_LEAST));
-        services.stop(context).await?;
 
-        let services = on(context, &database, &wakes::SUSPEND_SOON).await?;
+        services.restart(&wakes::SUSPEND_SOON).await?;
         let found = wakes::lateness(context, &services, "W8.W4a").await?;
         figures.extend(held(found, Limit::Sum(&[(1.0, "W4a")]), AT_MOST));
         let found = wakes::at_one_moment(context, &services, "W8.W4b").await?;
         figures.extend(held(found, Limit::Rate(&[(1.0, "W4b")]), AT_LEAST));
-        services.stop(context).await?;
 
+        services.stop(context).await?;
         context.remove(&database).await?;
         Ok(Findings::from(figures))
     })
-}
-
-async fn on(context: &Context, database: &Database, settings: &Settings) -> anyhow::Result<Services> {
-    Services::start_on(context, database, Layout::Usual, settings).await
 }
 
 /// The first of a workload's figures is the one that is judged.

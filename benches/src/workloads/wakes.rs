@@ -111,14 +111,14 @@ pub(super) async fn at_one_moment(
 
 /// A moment when so many sleepers will surely be suspended: some are laid down to see how long it takes.
 async fn after_laying_down(services: &Services, count: u32) -> anyhow::Result<u64> {
-    const PILOTS: u32 = 50;
     const MARGIN: Duration = Duration::from_secs(1);
+    let pilots = count.min(50);
     let begun = now();
     let far = begun + micros(Duration::from_hours(1));
-    for (_, id) in lay_down(services, PILOTS, |_| far).await? {
+    for (_, id) in lay_down(services, pilots, |_| far).await? {
         services.client().stop(&id).await?;
     }
-    let each = (now() - begun) / u64::from(PILOTS);
+    let each = (now() - begun) / u64::from(pilots);
     Ok(now() + micros(MARGIN) + 2 * each * u64::from(count))
 }
 
