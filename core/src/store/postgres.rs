@@ -28,15 +28,13 @@ const PAYLOAD: usize = 7000;
 const RETRY: Duration = Duration::from_secs(1);
 /// Time for a new connection, and for one statement of those that nobody has given a time yet.
 const CONNECT: Duration = Duration::from_secs(5);
-/// Each statement walks an index in its order and joins by looking up, whatever the statistics say of the tables
-/// at that moment: while a table is small everything costs the same, and the plan that is taken then is kept while
+/// Each statement walks an index in its order, whatever the statistics say of the tables at that moment: while a table is small everything costs the same, and the plan that is taken then is kept while
 /// it grows. One plan is kept for all arguments; planning anew for each costs more than most statements
 /// themselves. A plan that cannot do without what is off is priced so high that the server would compile it:
 /// that costs more than it could win here.
 const PLANNING: &str = "SET plan_cache_mode = force_generic_plan;
      SET enable_seqscan = off;
      SET enable_bitmapscan = off;
-     SET enable_hashjoin = off;
      SET enable_mergejoin = off;
      SET enable_material = off;
      SET max_parallel_workers_per_gather = 0;

@@ -16,7 +16,8 @@ pub(super) async fn findings(url: &str) -> Vec<(String, Finding)> {
     let mut found = Vec::new();
     for statement in statements() {
         let Some(text) = statement.postgres.filter(|text| !text.starts_with("PRAGMA")) else { continue };
-        let plan = plan(&mut conn, &text).await;
+        let types = TYPES.iter().find(|(name, _)| *name == statement.name).map_or("", |(_, types)| types);
+        let plan = plan(&mut conn, &text, types).await;
         let mut faults = Vec::new();
         look(&plan["Plan"], false, &mut faults);
         // The checks of `doctor --data` read everything, in pages of keys.
@@ -32,12 +33,18 @@ async fn run(conn: &mut PgConnection, text: &str) {
     ran.unwrap_or_else(|error| panic!("{error}: {text}"));
 }
 
-/// Prepared without arguments: the server finds their types as it does for the store's.
-async fn plan(conn: &mut PgConnection, text: &str) -> Value {
+/// Types of arguments that the server cannot find by itself; the store's driver states them.
+const TYPES: &[(&str, &str)] = &[(
+    "save_set.rs POSTGRES",
+    "(BIGINT[], TEXT[], BIGINT[], BIGINT[], TEXT[], TEXT[], BIGINT[], TEXT[], BIGINT[], BIGINT[], BYTEA[], TEXT[],
+      TEXT[], TEXT[], BIGINT, BIGINT)",
+)];
+
+async fn plan(conn: &mut PgConnection, text: &str, types: &str) -> Value {
     let arguments = (1..).take_while(|n| text.contains(&format!("${n}"))).count();
     let nulls = vec!["NULL"; arguments].join(", ");
     let given = if arguments == 0 { String::new() } else { format!("({nulls})") };
-    run(conn, &format!("PREPARE judged AS {text}")).await;
+    run(conn, &format!("PREPARE judged {types} AS {text}")).await;
     let explain = format!("EXPLAIN (FORMAT JSON) EXECUTE judged{given}");
     let row = sqlx::raw_sql(AssertSqlSafe(explain)).fetch_one(&mut *conn).await.expect("a plan");
     run(conn, "DEALLOCATE judged").await;

@@ -153,6 +153,10 @@ impl Reader<'_> {
                     let call = at.checked_sub(2).map(|at| &tokens[at..]).and_then(called);
                     match call.as_deref() {
                         _ if at >= 3 && tokens[at - 3].to_string() == "macro_rules" => {}
+                        // A text of one dialect alone stands in a constant that is called so.
+                        Some("concat") if name == "SQLITE" => {
+                            self.statement(&tokens[at - 2..=at], &tokens[at + 1..], &name);
+                        }
                         Some("stmt") => self.statement(&tokens[at - 2..=at], &tokens[at + 1..], &name),
                         Some(call) if self.makes_statements(call) => {
                             let given = parts(&inside(group));
@@ -183,15 +187,15 @@ impl Reader<'_> {
         })
     }
 
-    fn statement(&mut self, call: &[TokenTree], behind: &[TokenTree], name: &str) {
-        let name = format!("{} {name}", self.file);
-        let text = self.text(call).unwrap_or_else(|| unreadable(self.file, &name));
+    fn statement(&mut self, call: &[TokenTree], behind: &[TokenTree], constant: &str) {
+        let name = format!("{} {constant}", self.file);
+        let text = self.text(call).unwrap_or_else(|| unreadable(self.file, constant));
         let n = self.found.iter().filter(|other| other.name.split(" #").next() == Some(&name)).count();
         let name = if n == 0 { name } else { format!("{name} #{}", n + 1) };
         // `stmt!(…).postgres`: the other database has a text of its own.
         let only = match behind {
             [TokenTree::Punct(dot), TokenTree::Ident(field), ..] if dot.as_char() == '.' => field.to_string(),
-            _ => String::new(),
+            _ => constant.to_lowercase(),
         };
         let on = |which: usize, not_only: &str| (only != not_only).then(|| self.dialect(&text, which));
         self.found.push(Statement { sqlite: on(1, "postgres"), postgres: on(2, "sqlite"), name });
