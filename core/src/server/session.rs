@@ -231,7 +231,7 @@ impl Guest {
         if self.member.as_ref().is_some_and(|(tenant, _)| *tenant != token_of.tenant) {
             return Err(Error::OtherTenant);
         }
-        Ok(self.shared.store.register_attempt(token_of.attempt).await?)
+        Ok(self.shared.store.register_proved(token_of).await?)
     }
 }
 

@@ -9,7 +9,7 @@ use super::{
     sql::{Row, Stmt, Tx, args, stmt, storable},
 };
 use crate::domain::{
-    id::{Attempt, InstanceId, InstanceKey, NodeId, Tenant, TokenHash},
+    id::{Attempt, InstanceId, InstanceKey, NodeId, Tenant},
     outcome::{ExitReason, ExitReport},
     time::Micros,
     wake::WakeReason,
@@ -47,13 +47,6 @@ pub struct AttemptRecord {
     pub stderr_tail: Option<String>,
 }
 
-const INSERT: Stmt = stmt!(
-    "INSERT INTO attempt (instance, attempt, token_hash, node, wake_reason, claimed_at)
-     VALUES ($1, $2, $3, $4, $5, $6)"
-);
-const REGISTERED: Stmt = stmt!(
-    "UPDATE attempt SET registered_at = COALESCE(registered_at, $1) WHERE instance = $2 AND attempt = $3"
-);
 const OVER: Stmt = stmt!(
     "UPDATE attempt
         SET ended_at = $1, exit_kind = $2, exit_value = $3, exit_message = $4, stderr_tail = $5
@@ -65,29 +58,6 @@ const LIST: Stmt = stmt!(
             stderr_tail
        FROM attempt WHERE instance = $1 ORDER BY attempt DESC LIMIT $2"
 );
-
-/// Records a claim.
-pub(super) async fn claimed(
-    tx: &mut Tx<'_>,
-    of: AttemptRef,
-    token: TokenHash,
-    node: &NodeId,
-    reason: WakeReason,
-    now: Micros,
-) -> Result<()> {
-    let args = args![of.instance, of.attempt, token.0.as_slice(), node, reason.as_str(), now];
-    tx.execute_one(&INSERT, args).await
-}
-
-/// Records the first registration.
-pub(super) async fn registered(
-    tx: &mut Tx<'_>,
-    instance: InstanceKey,
-    attempt: Attempt,
-    now: Micros,
-) -> Result<()> {
-    tx.execute_one(&REGISTERED, args![now, instance, attempt]).await
-}
 
 /// How an attempt came to its end.
 pub(super) enum Over<'a> {

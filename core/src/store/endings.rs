@@ -3,10 +3,10 @@
 
 use super::{
     error::Result,
-    events::{self, NewEvent},
+    events::NewEvent,
     life::{self, Locked},
     payload,
-    sql::{Row, Stmt, Tx, args, stmt, storable},
+    sql::{Row, Tx, storable},
 };
 use crate::domain::{
     event::EventKind,
@@ -15,12 +15,6 @@ use crate::domain::{
     payload::Payload,
     time::Micros,
 };
-
-const INSERT: Stmt = stmt!(
-    "INSERT INTO instance_ending
-            (instance, output, encoding, type_name, code, message, retryable, details)
-     VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"
-);
 
 /// Codes of the failures that the services write themselves.
 pub mod code {
@@ -58,22 +52,19 @@ pub(super) async fn write(
     says: Says<'_>,
     now: Micros,
 ) -> Result<()> {
-    life::write(tx, row, next, now).await?;
     let (output, encoding, type_name) = payload::columns(says.output);
     let failure = says.failure;
     let code = failure.map(|failure| storable(&failure.code));
     let message = failure.map(|failure| storable(&failure.message));
-    let args = args![
-        row.key,
-        output,
-        encoding,
-        type_name,
-        code.as_deref(),
-        message.as_deref(),
-        failure.map(|failure| failure.retryable),
-        failure.map(|failure| failure.details.as_slice()),
+    let says = [
+        output.into(),
+        encoding.into(),
+        type_name.into(),
+        code.as_deref().into(),
+        message.as_deref().into(),
+        failure.map(|failure| failure.retryable).into(),
+        failure.map(|failure| failure.details.as_slice()).into(),
     ];
-    tx.execute_one(&INSERT, args).await?;
     let kind = match next.outcome() {
         Some(Outcome::Completed) => EventKind::Completed,
         Some(Outcome::Failed) | None => EventKind::Failed,
@@ -81,7 +72,7 @@ pub(super) async fn write(
     };
     let text = failure.map(|failure| format!("{}: {}", failure.code, failure.message));
     let event = NewEvent::new(kind, text.as_deref().unwrap_or_default());
-    events::append(tx, row.key, next.attempt, now, event).await
+    life::write_ended(tx, row, next, now, event, says).await
 }
 
 /// Reads `code, message, retryable, details`.

@@ -7,7 +7,7 @@ use super::{
     life::{self, Locked, Target},
     payload,
     sessions::Session,
-    sql::{Stmt, Tx, args, count, stmt, storable},
+    sql::{Arg, Stmt, Tx, args, count, stmt, storable},
 };
 use crate::domain::{
     event::{Event, EventKind, Progress},
@@ -43,6 +43,12 @@ pub(super) struct NewEvent<'a> {
 impl<'a> NewEvent<'a> {
     pub(super) fn new(kind: EventKind, message: &'a str) -> Self {
         Self { kind, message, payload: None }
+    }
+
+    /// `kind, message, data, encoding, type_name`, with the message as it can be stored.
+    pub(super) fn args(&self, message: &'a str) -> [Arg<'a>; 5] {
+        let (data, encoding, type_name) = payload::columns(self.payload);
+        [self.kind.as_str().into(), message.into(), data.into(), encoding.into(), type_name.into()]
     }
 }
 

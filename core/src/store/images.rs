@@ -98,9 +98,19 @@ const GET_NEWEST: Stmt = stmt!(concat!(
     " FROM image_name n JOIN image i ON i.digest = n.digest
       WHERE n.tenant = $1 AND n.name = $2 ORDER BY n.number DESC LIMIT 1"
 ));
+macro_rules! hold {
+    ($which:literal) => {
+        stmt!(concat!(
+            "SELECT n.version, n.digest, i.workflows FROM image_name n JOIN image i ON i.digest = n.digest
+              WHERE n.tenant = $1 AND n.name = $2 ",
+            $which,
+            " {for_share_of_n}"
+        ))
+    };
+}
 /// Holds the version until the start that uses it is committed: a deletion waits for it.
-const HOLD: Stmt =
-    stmt!("SELECT digest FROM image_name WHERE tenant = $1 AND name = $2 AND version = $3 {for_share}");
+const HOLD: Stmt = hold!("AND n.version = $3");
+const HOLD_NEWEST: Stmt = hold!("ORDER BY n.number DESC LIMIT 1");
 const LIST: Stmt = stmt!(concat!(
     "SELECT ",
     columns!(),
@@ -150,15 +160,18 @@ fn call(name: &Name, version: Option<&Name>) -> String {
     version.map_or_else(|| name.to_string(), |version| format!("{name}:{version}"))
 }
 
+fn read_workflows(row: &Row) -> Result<Vec<Name>> {
+    let text = row.text("workflows")?;
+    serde_json::from_str(&text).map_err(|error| row.unreadable("workflows", error.to_string()))
+}
+
 fn read(row: &Row) -> Result<Image> {
-    let workflows = row.text("workflows")?;
-    let workflows = serde_json::from_str(&workflows);
     Ok(Image {
         name: row.name("name")?,
         version: row.name("version")?,
         digest: row.digest("digest")?,
         size: row.number("size")?,
-        workflows: workflows.map_err(|error| row.unreadable("workflows", error.to_string()))?,
+        workflows: read_workflows(row)?,
         sdk_version: row.text("sdk_version")?,
         architecture: row.text("architecture")?,
         created_at: row.at("created_at")?,
@@ -188,15 +201,16 @@ pub(super) async fn hold(
     name: &Name,
     version: Option<&Name>,
 ) -> Result<FoundImage> {
-    let image = get(tx, tenant, name, version).await?;
-    let held = tx.fetch_optional(&HOLD, args![tenant, name, &image.version]).await?;
-    // Deleted between the look and the lock.
-    let held = held.ok_or_else(|| Error::NoImage { name: call(name, version) })?;
+    let row = match version {
+        Some(version) => tx.fetch_optional(&HOLD, args![tenant, name, version]).await?,
+        None => tx.fetch_optional(&HOLD_NEWEST, args![tenant, name]).await?,
+    };
+    let row = row.ok_or_else(|| Error::NoImage { name: call(name, version) })?;
     Ok(FoundImage {
-        digest: held.digest("digest")?,
-        name: image.name,
-        version: image.version,
-        workflows: image.workflows,
+        name: name.clone(),
+        version: row.name("version")?,
+        digest: row.digest("digest")?,
+        workflows: read_workflows(&row)?,
     })
 }
 

@@ -84,6 +84,10 @@ pub struct InstanceDetail {
     pub unread_signals: u64,
     /// How an attempt last ended by accident, and which; also if it goes on since.
     pub last_exit: Option<(Attempt, String)>,
+    /// When the end of the newest attempt was reported.
+    pub attempt_ended_at: Option<Micros>,
+    /// Its tenant may run only so many at once.
+    pub limited: bool,
     /// The database's clock.
     pub now: Micros,
 }
@@ -121,7 +125,7 @@ pub struct InstancePage {
 const SCAN: u32 = 1000;
 
 macro_rules! view {
-    ($details:literal, $tail:literal) => {
+    ($details:literal, $beside:literal, $tail:literal) => {
         stmt!(concat!(
             "SELECT i.key, i.tenant, i.id, i.state, i.waits, i.wake_at, i.attempt, i.session, i.open, i.node,
                     i.paused, i.cancel, i.cancel_at, i.crashes, i.deadline_at, i.ended_at, i.ended_by,
@@ -129,7 +133,9 @@ macro_rules! view {
                     i.started_at, i.changed_at, i.version, i.progress_done, i.progress_total,
                     i.progress_message, i.progress_at, e.code, e.message, e.retryable, ",
             $details,
-            " AS details FROM instance i LEFT JOIN instance_ending e ON e.instance = i.key ",
+            " AS details",
+            $beside,
+            " FROM instance i LEFT JOIN instance_ending e ON e.instance = i.key ",
             $tail
         ))
     };
@@ -138,11 +144,28 @@ macro_rules! view {
 /// A page of a list would read up to 1,000 of them, each as large as a payload, and show none.
 macro_rules! listed {
     ($tail:literal) => {
-        view!("CAST(NULL AS BYTEA)", $tail)
+        view!("CAST(NULL AS BYTEA)", "", $tail)
     };
 }
 
-const GET: Stmt = view!("e.details", "WHERE i.key = $1 AND i.tenant = $2");
+const GET: Stmt = view!("e.details", "", "WHERE i.tenant = $1 AND i.id = $2");
+/// All that one screen shows, as of one moment.
+const DETAIL: Stmt = view!(
+    "e.details",
+    ", s.input, s.encoding, s.type_name, s.env, s.retry_of,
+       e.output, e.encoding AS output_encoding, e.type_name AS output_type,
+       (SELECT COALESCE(MAX(c.number), 0) FROM checkpoint AS c WHERE c.instance = i.key) AS checkpoints,
+       (SELECT COUNT(*) FROM signal AS n WHERE n.instance = i.key AND n.consumed_by IS NULL) AS unread,
+       (SELECT a.ended_at FROM attempt AS a WHERE a.instance = i.key
+         ORDER BY a.attempt DESC LIMIT 1) AS attempt_ended_at,
+       (SELECT t.max_running IS NOT NULL FROM tenant AS t WHERE t.name = i.tenant) AS limited,
+       x.attempt AS exit_attempt, x.exit_message",
+    "JOIN instance_start s ON s.instance = i.key
+     LEFT JOIN attempt x ON x.instance = i.key AND x.attempt =
+               (SELECT y.attempt FROM attempt AS y WHERE y.instance = i.key AND y.exit_message IS NOT NULL
+                 ORDER BY y.attempt DESC LIMIT 1)
+     WHERE i.tenant = $1 AND i.id = $2"
+);
 const LIST: Stmt = listed!("WHERE i.tenant = $1 AND i.key < $2 ORDER BY i.key DESC LIMIT $3");
 const LIST_STATE: Stmt =
     listed!("WHERE i.tenant = $1 AND i.key < $2 AND i.state = $4 ORDER BY i.key DESC LIMIT $3");
@@ -150,19 +173,6 @@ const LIST_IMAGE: Stmt =
     listed!("WHERE i.tenant = $1 AND i.key < $2 AND i.image_name = $4 ORDER BY i.key DESC LIMIT $3");
 const LIST_BOTH: Stmt = listed!(
     "WHERE i.tenant = $1 AND i.key < $2 AND i.image_name = $4 AND i.state = $5 ORDER BY i.key DESC LIMIT $3"
-);
-const BODY: Stmt = stmt!(
-    "SELECT s.instance, s.input, s.encoding, s.type_name, s.env, s.retry_of,
-            e.output, e.encoding AS output_encoding, e.type_name AS output_type
-       FROM instance_start s LEFT JOIN instance_ending e ON e.instance = s.instance WHERE s.instance = $1"
-);
-const COUNTS: Stmt = stmt!(
-    "SELECT (SELECT COALESCE(MAX(number), 0) FROM checkpoint WHERE instance = $1) AS checkpoints,
-            (SELECT COUNT(*) FROM signal WHERE instance = $1 AND consumed_by IS NULL) AS unread"
-);
-const LAST_EXIT: Stmt = stmt!(
-    "SELECT attempt, exit_message FROM attempt
-      WHERE instance = $1 AND exit_message IS NOT NULL ORDER BY attempt DESC LIMIT 1"
 );
 const COUNT: Stmt = stmt!("SELECT state, COUNT(*) AS n FROM instance WHERE tenant = $1 GROUP BY state");
 const COUNT_IMAGE: Stmt =
@@ -200,15 +210,16 @@ fn read(row: &Row) -> Result<Instance> {
 }
 
 struct Get {
-    target: Target,
+    tenant: Tenant,
+    id: InstanceId,
 }
 
 impl Request for Get {
     type Answer = Instance;
 
     async fn run(&self, tx: &mut Tx<'_>) -> Result<Instance> {
-        let row = tx.fetch_optional(&GET, args![self.target.key, &self.target.tenant]).await?;
-        read(&row.ok_or_else(|| self.target.missing())?)
+        let row = tx.fetch_optional(&GET, args![&self.tenant, &self.id]).await?;
+        read(&row.ok_or_else(|| Error::NoInstance { id: self.id.to_string() })?)
     }
 
     async fn run_single(&self, tx: &mut Tx<'_>) -> Result<Option<Instance>> {
@@ -217,36 +228,40 @@ impl Request for Get {
 }
 
 struct Detail {
-    target: Target,
+    tenant: Tenant,
+    id: InstanceId,
 }
 
 impl Request for Detail {
     type Answer = InstanceDetail;
 
     async fn run(&self, tx: &mut Tx<'_>) -> Result<InstanceDetail> {
-        let instance = Get { target: self.target.clone() }.run(tx).await?;
-        let key = instance.key;
-        let body = tx.fetch_one(&BODY, args![key]).await?;
-        let counts = tx.fetch_one(&COUNTS, args![key]).await?;
-        let last_exit = tx.fetch_optional(&LAST_EXIT, args![key]).await?;
-        let env = body.text("env")?;
+        let row = tx.fetch_optional(&DETAIL, args![&self.tenant, &self.id]).await?;
+        let row = row.ok_or_else(|| Error::NoInstance { id: self.id.to_string() })?;
+        let env = row.text("env")?;
         Ok(InstanceDetail {
-            instance,
-            input: payload::read_from(&body, "input")?.unwrap_or_default(),
-            env: serde_json::from_str(&env).map_err(|error| body.unreadable("env", error.to_string()))?,
-            retry_of: match body.opt_text("retry_of")? {
-                Some(_) => Some(body.parsed("retry_of", |text| InstanceId::parse(text).ok())?),
+            instance: read(&row)?,
+            input: payload::read_from(&row, "input")?.unwrap_or_default(),
+            env: serde_json::from_str(&env).map_err(|error| row.unreadable("env", error.to_string()))?,
+            retry_of: match row.opt_text("retry_of")? {
+                Some(_) => Some(row.parsed("retry_of", |text| InstanceId::parse(text).ok())?),
                 None => None,
             },
-            output: read_output(&body)?,
-            checkpoints: counts.number("checkpoints")?,
-            unread_signals: counts.number("unread")?,
-            last_exit: match last_exit {
-                Some(row) => Some((row.attempt("attempt")?, row.text("exit_message")?)),
+            output: read_output(&row)?,
+            checkpoints: row.number("checkpoints")?,
+            unread_signals: row.number("unread")?,
+            last_exit: match row.opt_text("exit_message")? {
+                Some(message) => Some((row.attempt("exit_attempt")?, message)),
                 None => None,
             },
+            attempt_ended_at: row.opt_at("attempt_ended_at")?,
+            limited: row.opt_flag("limited")? == Some(true),
             now: tx.now().await?,
         })
+    }
+
+    async fn run_single(&self, tx: &mut Tx<'_>) -> Result<Option<InstanceDetail>> {
+        self.run(tx).await.map(Some)
     }
 }
 
@@ -460,14 +475,12 @@ impl Store {
 
     /// An instance without its payloads.
     pub async fn instance(&self, tenant: &Tenant, id: &InstanceId) -> Result<Instance> {
-        let target = self.target(tenant, id).await?;
-        self.read(Get { target }).await
+        self.read(Get { tenant: tenant.clone(), id: id.clone() }).await
     }
 
     /// An instance with everything that one screen shows.
     pub async fn instance_detail(&self, tenant: &Tenant, id: &InstanceId) -> Result<InstanceDetail> {
-        let target = self.target(tenant, id).await?;
-        self.read(Detail { target }).await
+        self.read(Detail { tenant: tenant.clone(), id: id.clone() }).await
     }
 
     /// A page of a tenant's instances, newest first.

@@ -88,7 +88,7 @@ pub use open::Database;
 pub use replicas::{NewReplica, Renewal, Replica, ReplicaLease, ReplicaReport};
 pub use retention::Pruned;
 pub use retry::RetryRequest;
-pub use sessions::{Inbox, OwnStatus, Registration, Session, Suspension, TokenOf};
+pub use sessions::{Given, Inbox, OwnStatus, Registration, Session, Suspension, TokenOf};
 pub use signals::Sent;
 pub use spares::{ImageOptions, Kept};
 pub use sql::Kind;

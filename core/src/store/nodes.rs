@@ -145,7 +145,15 @@ const RETAKE: Stmt = stmt!(
 );
 const HOLDER: Stmt = stmt!("SELECT epoch, name, address FROM node WHERE id = $1");
 const ASK: Stmt = stmt!("UPDATE node SET drain = $1 WHERE id = $2");
-const HOLD: Stmt = stmt!("SELECT epoch FROM node WHERE id = $1 AND epoch = $2 AND NOT lost {for_share}");
+/// The row of a lease `$1`, `$2` that is not lost; held until the transaction's end.
+macro_rules! held {
+    () => {
+        "SELECT epoch FROM node WHERE id = $1 AND epoch = $2 AND NOT lost {for_share}"
+    };
+}
+pub(super) use held;
+
+const HOLD: Stmt = stmt!(held!());
 /// Guarded by what the watcher saw for the whole length: a renewal meanwhile wins.
 const LOSE: Stmt =
     stmt!("UPDATE node SET lost = TRUE WHERE id = $1 AND epoch = $2 AND renewals = $3 AND NOT lost");
@@ -164,7 +172,7 @@ pub(super) async fn hold(tx: &mut Tx<'_>, lease: &NodeLease) -> Result<()> {
 }
 
 /// Whether watchers took it, or somebody else with the same id.
-async fn why_not_held(tx: &mut Tx<'_>, lease: &NodeLease) -> Result<Error> {
+pub(super) async fn why_not_held(tx: &mut Tx<'_>, lease: &NodeLease) -> Result<Error> {
     let node = lease.node.clone();
     let Some(row) = tx.fetch_optional(&HOLDER, args![&node]).await? else {
         return Ok(Error::LeaseLost { node });

@@ -3,19 +3,19 @@
 //! Every write names attempt and session and holds the instance's row (invariant 2).
 
 use super::{
-    AttemptRef, Store, attempts,
+    AttemptRef, Store,
     checkpoints::{self, CheckpointPage},
     commit::{LockOrder, Request},
     endings,
     error::{Error, Result},
-    events::{self, NewEvent},
-    life::{self, Locked},
+    events::NewEvent,
+    life::{self, Found, Locked},
     payload, signals,
-    sql::{Stmt, Tx, args, stmt},
+    sql::{Row, Stmt, Tx, args, stmt},
 };
 use crate::domain::{
     event::EventKind,
-    id::{Attempt, AttemptToken, InstanceId, InstanceKey, Name, Tenant, TokenHash},
+    id::{AttemptToken, InstanceId, InstanceKey, Name, Tenant, TokenHash},
     instance::{Cancel, End, Refusal, Status, Suspend, Writer},
     outcome::{Ending, Outcome},
     payload::Payload,
@@ -103,33 +103,55 @@ pub struct OwnStatus {
     pub now: Micros,
 }
 
-/// Which attempt a token belongs to. That never changes, so it is looked up before the transaction that
-/// registers.
-struct FindToken {
-    hash: TokenHash,
+/// Which attempt it is, and what it was started with. None of that ever changes, so it is looked up before
+/// the transaction that registers: no large input holds up the writers.
+enum Find {
+    Token(TokenHash),
+    Attempt(AttemptRef),
 }
 
-impl Request for FindToken {
+macro_rules! find {
+    ($which:literal) => {
+        stmt!(concat!(
+            "SELECT a.instance, a.attempt, a.wake_reason, i.tenant, i.id, i.workflow, s.input, s.encoding, s.type_name
+               FROM attempt a
+               JOIN instance i ON i.key = a.instance
+               JOIN instance_start s ON s.instance = a.instance
+              WHERE ",
+            $which
+        ))
+    };
+}
+
+impl Request for Find {
     type Answer = Option<TokenOf>;
 
     async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Answer> {
-        const FIND: Stmt = stmt!(
-            "SELECT a.instance, a.attempt, i.id, i.tenant FROM attempt a JOIN instance i ON i.key = a.instance
-              WHERE a.token_hash = $1"
-        );
-        let row = tx.fetch_optional(&FIND, args![self.hash.0.as_slice()]).await?;
-        row.map(|row| {
-            let attempt =
-                AttemptRef { instance: row.instance("instance")?, attempt: row.attempt("attempt")? };
-            let id = row.parsed("id", |text| InstanceId::parse(text).ok())?;
-            Ok(TokenOf { attempt, id, tenant: row.tenant("tenant")? })
-        })
-        .transpose()
+        const BY_TOKEN: Stmt = find!("a.token_hash = $1");
+        const BY_ATTEMPT: Stmt = find!("a.instance = $1 AND a.attempt = $2");
+        let row = match self {
+            Self::Token(hash) => tx.fetch_optional(&BY_TOKEN, args![hash.0.as_slice()]).await?,
+            Self::Attempt(of) => tx.fetch_optional(&BY_ATTEMPT, args![of.instance, of.attempt]).await?,
+        };
+        row.as_ref().map(read_token).transpose()
     }
 
     async fn run_single(&self, tx: &mut Tx<'_>) -> Result<Option<Self::Answer>> {
         self.run(tx).await.map(Some)
     }
+}
+
+fn read_token(row: &Row) -> Result<TokenOf> {
+    Ok(TokenOf {
+        attempt: AttemptRef { instance: row.instance("instance")?, attempt: row.attempt("attempt")? },
+        id: row.parsed("id", |text| InstanceId::parse(text).ok())?,
+        tenant: row.tenant("tenant")?,
+        given: Given {
+            workflow: row.name("workflow")?,
+            input: payload::read_from(row, "input")?.unwrap_or_default(),
+            wake_reason: row.parsed("wake_reason", WakeReason::parse)?,
+        },
+    })
 }
 
 /// Whom a token proves.
@@ -141,11 +163,23 @@ pub struct TokenOf {
     pub id: InstanceId,
     /// Whose instance it is.
     pub tenant: Tenant,
+    /// What it goes on with.
+    pub given: Given,
+}
+
+/// What an attempt was launched with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Given {
+    /// The entry point.
+    pub workflow: Name,
+    /// What the start gave the instance.
+    pub input: Payload,
+    /// Why it was launched.
+    pub wake_reason: WakeReason,
 }
 
 struct Register {
-    instance: InstanceKey,
-    attempt: Attempt,
+    of: AttemptRef,
     inbox_signals: usize,
 }
 
@@ -153,6 +187,8 @@ struct Register {
 struct Registered {
     session: Session,
     inbox: Inbox,
+    started_at: Micros,
+    checkpoints: bool,
     now: Micros,
 }
 
@@ -164,63 +200,41 @@ impl Request for Register {
     }
 
     fn order(&self) -> LockOrder {
-        LockOrder::Instance(self.instance)
+        LockOrder::Instance(self.of.instance)
     }
 
     async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Answer> {
         // Deleted between look-up and lock: the token is not known any more.
-        let row = life::lock_key(tx, self.instance).await?.ok_or(Error::UnknownToken)?;
+        let row = life::lock_key(tx, self.of.instance).await?.ok_or(Error::UnknownToken)?;
         let now = tx.now().await?;
-        let next = row.life.register(self.attempt, now)?;
-        life::write(tx, &row, &next, now).await?;
-        attempts::registered(tx, row.key, self.attempt, now).await?;
-        if next.session.0 == 1 {
-            let event = NewEvent::new(EventKind::Registered, "");
-            events::append(tx, row.key, self.attempt, now, event).await?;
-        }
-        // Under the row's lock: afterwards it may say that somebody else writes, which is no answer to
-        // a registration that was accepted.
-        let unread = signals::unread(tx, row.key, self.inbox_signals).await?;
-        let inbox = Inbox { paused: next.paused, cancel: next.cancel, unread };
+        let next = row.life.register(self.of.attempt, now)?;
+        // What waits is read under the row's lock: afterwards it may say that somebody else writes, which
+        // is no answer to a registration that was accepted.
+        let found = life::write_registered(tx, &row, &next, now, self.inbox_signals).await?;
+        let inbox = Inbox { paused: next.paused, cancel: next.cancel, unread: found.unread };
         let writer = Writer { attempt: next.attempt, session: next.session };
         let session = Session { instance: row.key, tenant: row.tenant, id: row.id, writer };
-        Ok(Registered { session, inbox, now })
+        let Found { started_at, checkpoints, .. } = found;
+        Ok(Registered { session, inbox, started_at, checkpoints, now })
     }
 }
 
-/// What a registration answers beside that: what never changes, and the checkpoints, which only grow.
-/// Read after the commit, so that no large answer holds up the writers; nothing is refused by then,
-/// unless the instance has ended and was deleted.
-struct Resume {
-    registered: Registered,
+/// The first page of the checkpoints, which only grow. Read after the commit, so that no large answer holds
+/// up the writers, and outside of any transaction: what it saw it can only see again.
+struct FirstPage {
+    instance: InstanceKey,
     limits: checkpoints::PageLimits,
 }
 
-impl Request for Resume {
-    type Answer = Registration;
+impl Request for FirstPage {
+    type Answer = CheckpointPage;
 
-    async fn run(&self, tx: &mut Tx<'_>) -> Result<Registration> {
-        const LOAD: Stmt = stmt!(
-            "SELECT i.key, i.workflow, i.started_at, s.input, s.encoding, s.type_name, a.wake_reason
-               FROM instance i
-               JOIN instance_start s ON s.instance = i.key
-               JOIN attempt a ON a.instance = i.key
-              WHERE i.key = $1 AND i.tenant = $2 AND a.attempt = $3"
-        );
-        let Registered { session, inbox, now } = &self.registered;
-        let Session { instance, tenant, writer, .. } = session;
-        let row = tx.fetch_optional(&LOAD, args![*instance, tenant, writer.attempt]).await?;
-        let row = row.ok_or_else(|| session.fenced())?;
-        Ok(Registration {
-            workflow: row.name("workflow")?,
-            input: payload::read_from(&row, "input")?.unwrap_or_default(),
-            wake_reason: row.parsed("wake_reason", WakeReason::parse)?,
-            started_at: row.at("started_at")?,
-            page: checkpoints::page(tx, *instance, 0, self.limits).await?,
-            inbox: inbox.clone(),
-            session: session.clone(),
-            now: *now,
-        })
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<CheckpointPage> {
+        checkpoints::page(tx, self.instance, 0, self.limits).await
+    }
+
+    async fn run_single(&self, tx: &mut Tx<'_>) -> Result<Option<CheckpointPage>> {
+        self.run(tx).await.map(Some)
     }
 }
 
@@ -295,10 +309,9 @@ impl Request for SuspendFor {
                 Ok((Suspension::Continue(inbox_of(tx, &row, self.inbox_signals).await?), now))
             }
             Suspend::Suspended(next) => {
-                life::write(tx, &row, &next, now).await?;
                 let waits = Payload::json(life::waits_text(&self.waits));
                 let event = NewEvent { payload: Some(&waits), ..NewEvent::new(EventKind::Suspended, "") };
-                events::append(tx, row.key, by.attempt, now, event).await?;
+                life::write_telling(tx, &row, &next, now, event).await?;
                 Ok((Suspension::Suspended, now))
             }
         }
@@ -345,24 +358,37 @@ const WAITS: usize = 10_000;
 impl Store {
     /// Which attempt a token belongs to, whether or not it may still register.
     pub async fn token_of(&self, token: &AttemptToken) -> Result<TokenOf> {
-        self.read(FindToken { hash: token.hash() }).await?.ok_or(Error::UnknownToken)
+        self.read(Find::Token(token.hash())).await?.ok_or(Error::UnknownToken)
     }
 
     /// The process of an attempt, which proved itself by its token, opens a session: all earlier
     /// ones of the instance are fenced.
     ///
     /// Refused with FENCED if a newer attempt was claimed or the attempt is over.
-    pub async fn register_attempt(&self, of: AttemptRef) -> Result<Registration> {
-        let AttemptRef { instance, attempt } = of;
-        let register = Register { instance, attempt, inbox_signals: self.limits().inbox_signals };
-        let registered = self.write_instance(instance, register).await?;
-        let limits = checkpoints::PageLimits::of(self.limits());
-        self.read(Resume { registered, limits }).await
+    pub async fn register_proved(&self, who: TokenOf) -> Result<Registration> {
+        let TokenOf { attempt: of, given, .. } = who;
+        let register = Register { of, inbox_signals: self.limits().inbox_signals };
+        let registered = self.write_instance(of.instance, register).await?;
+        let Registered { session, inbox, started_at, checkpoints, now } = registered;
+        let page = if checkpoints {
+            let limits = checkpoints::PageLimits::of(self.limits());
+            self.read(FirstPage { instance: of.instance, limits }).await?
+        } else {
+            CheckpointPage { checkpoints: Vec::new(), next_cursor: 0 }
+        };
+        let Given { workflow, input, wake_reason } = given;
+        Ok(Registration { session, workflow, input, wake_reason, page, inbox, started_at, now })
     }
 
-    /// [`Self::token_of`] and [`Self::register_attempt`] in one.
+    /// As [`Self::register_proved`], for who knows the attempt otherwise.
+    pub async fn register_attempt(&self, of: AttemptRef) -> Result<Registration> {
+        let who = self.read(Find::Attempt(of)).await?.ok_or(Error::UnknownToken)?;
+        self.register_proved(who).await
+    }
+
+    /// [`Self::token_of`] and [`Self::register_proved`] in one.
     pub async fn register(&self, token: &AttemptToken) -> Result<Registration> {
-        self.register_attempt(self.token_of(token).await?.attempt).await
+        self.register_proved(self.token_of(token).await?).await
     }
 
     /// What waits for the session's instance now.

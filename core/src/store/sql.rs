@@ -48,18 +48,25 @@ pub(super) const FRAGMENTS: &[(&str, &str, &str)] = &[
     ("{for_update}", "", "FOR NO KEY UPDATE"),
     // A checkpoint: the row must stay as it is, others may say the same.
     ("{for_share}", "", "FOR SHARE"),
+    // The same of the table `n` alone, where others are joined.
+    ("{for_share_of_n}", "", "FOR SHARE OF n"),
     // A claim: rows that somebody holds are somebody else's.
     ("{skip_locked}", "", "FOR NO KEY UPDATE SKIP LOCKED"),
     // A deletion: nobody may come to refer to the row either.
     ("{for_delete}", "", "FOR UPDATE"),
     ("{take_skip_locked}", "", "FOR UPDATE SKIP LOCKED"),
+    // The elements of the JSON array `$1`, one row each: `value ->> 0` is the first entry of one that is an
+    // array itself.
+    ("{each}", "json_each($1)", "json_array_elements(CAST($1 AS json))"),
     // Whether the server takes no writes: a standby, or an administrator's choice.
     ("{read_only}", "0", "CASE WHEN current_setting('transaction_read_only') = 'on' THEN 1 ELSE 0 END"),
     // The database's clock in microseconds; on SQLite it is the machine's and always an argument.
     ("{clock}", "NULL", "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)"),
 ];
 
-/// A statement in both dialects. Made by [`stmt!`] only.
+/// A statement in both dialects. Made by [`stmt!`], or of one text for each where several statements go in
+/// one: separated by semicolons on SQLite, where all of them see the same arguments and their rows come one
+/// after the other; parts of one statement (`WITH`) on PostgreSQL.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Stmt {
     pub(super) sqlite: &'static str,

@@ -8,7 +8,6 @@ use super::{
     Notice, Store,
     commit::{LockOrder, Request},
     error::{Error, Result},
-    events::{self, NewEvent},
     images::{self, FoundImage},
     payload,
     retry::{self, Origin},
@@ -17,7 +16,7 @@ use super::{
 };
 use crate::domain::{
     event::EventKind,
-    id::{Attempt, InstanceId, InstanceKey, Name, Tenant},
+    id::{InstanceId, InstanceKey, Name, Tenant},
     instance::Life,
     payload::Payload,
     time::Micros,
@@ -70,18 +69,52 @@ const FIND: Stmt = stmt!(
                      LEFT JOIN instance_start s ON s.instance = i.key
       WHERE t.name = $1"
 );
-const INSERT: Stmt = stmt!(
-    "INSERT INTO instance (tenant, id, image_name, image_version, image_digest, workflow, priority,
-                           state, wake_at, attempt, session, open, paused, cancel, crashes, deadline_at,
-                           created_at, changed_at, version)
-     VALUES ($1, $2, $3, $4, $5, $6, $7, 'PENDING', $8, 0, 0, FALSE, FALSE, 'no', 0, $9, $10, $10, 1)
-         ON CONFLICT (tenant, id) DO NOTHING
-     RETURNING key"
-);
-const INSERT_START: Stmt = stmt!(
-    "INSERT INTO instance_start (instance, input, encoding, type_name, env, fingerprint)
-     VALUES ($1, $2, $3, $4, $5, $6)"
-);
+macro_rules! instance {
+    () => {
+        "INSERT INTO instance (tenant, id, image_name, image_version, image_digest, workflow, priority,
+                               state, wake_at, attempt, session, open, paused, cancel, crashes, deadline_at,
+                               created_at, changed_at, version)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, 'PENDING', $8, 0, 0, FALSE, FALSE, 'no', 0, $9, $10, $10, 1)
+             ON CONFLICT (tenant, id) DO NOTHING
+         RETURNING key"
+    };
+}
+/// What the start gave; `$key`: of the row that was just made, none if none was.
+macro_rules! given {
+    ($key:literal) => {
+        concat!(
+            "INSERT INTO instance_start (instance, input, encoding, type_name, env, fingerprint)
+             SELECT ",
+            $key
+        )
+    };
+}
+/// The first event.
+macro_rules! tell {
+    ($key:literal) => {
+        concat!(
+            "INSERT INTO event (instance, number, at, attempt, kind, message)
+             SELECT ",
+            $key
+        )
+    };
+}
+/// The row with all that belongs to it; nothing where the id is taken.
+const INSERT: Stmt = Stmt {
+    sqlite: concat!(
+        instance!(),
+        "; ",
+        given!("last_insert_rowid(), $11, $12, $13, $14, $15 WHERE changes() = 1; "),
+        tell!("last_insert_rowid(), 1, $10, 0, $16, $6 WHERE changes() = 1")
+    ),
+    postgres: concat!(
+        "WITH i AS (",
+        instance!(),
+        "), s AS (",
+        given!("key, $11, $12, $13, $14, $15 FROM i), e AS ("),
+        tell!("key, 1, $10, 0, $16, $6 FROM i) SELECT key FROM i")
+    ),
+};
 const FOLLOW: Stmt = stmt!(
     "UPDATE instance SET image_version = $1, image_digest = $2, version = version + 1
       WHERE key = $3 AND tenant = $4 AND ended_at IS NULL AND image_digest <> $2"
@@ -204,6 +237,7 @@ impl Start {
         let wake_at = request.start_at.unwrap_or(now).max(now);
         let life = Life::start(wake_at, request.limit.map(|limit| now + limit));
         let digest = image.digest.to_string();
+        let (data, encoding, type_name) = payload::columns(Some(&request.input));
         let args = args![
             &request.tenant,
             &request.id,
@@ -215,14 +249,15 @@ impl Start {
             life.wake_at(),
             life.deadline_at,
             now,
+            data,
+            encoding,
+            type_name,
+            &self.env,
+            &self.fingerprint,
+            EventKind::Started.as_str(),
         ];
         let Some(row) = tx.write_fetch(&INSERT, args).await?.pop() else { return Ok(None) };
         let instance = row.instance("key")?;
-        let (data, encoding, type_name) = payload::columns(Some(&request.input));
-        let args = args![instance, data, encoding, type_name, &self.env, &self.fingerprint];
-        tx.execute_one(&INSERT_START, args).await?;
-        let event = NewEvent::new(EventKind::Started, workflow.as_str());
-        events::append(tx, instance, Attempt::NONE, now, event).await?;
         if let Some(origin) = &self.origin {
             retry::take_over(tx, origin, (&request.tenant, &request.id, instance), now).await?;
         }

@@ -16,6 +16,7 @@ use super::{
     life::life_columns,
     sql::{Row, Stmt, Tx, args, stmt},
     tenants,
+    wakes::env,
 };
 use crate::domain::{id::Tenant, time::Micros};
 
@@ -46,8 +47,9 @@ const HEADS: Stmt = stmt!(
 const DUE: Stmt = stmt!(concat!(
     "SELECT ",
     life_columns!(),
-    ", image_name, image_version, image_digest, workflow
-       FROM instance
+    ", image_name, image_version, image_digest, workflow, ",
+    env!(),
+    " FROM instance
       WHERE tenant = $1 AND priority = $2 AND wake_at IS NOT NULL AND NOT paused AND wake_at <= $3
       ORDER BY wake_at, key LIMIT $4 {skip_locked}"
 ));

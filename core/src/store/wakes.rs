@@ -7,46 +7,118 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::{
-    Store,
-    attempts::{self, AttemptRef},
+    Notice, Store,
+    attempts::AttemptRef,
     commit::Request,
     damage,
-    error::Result,
-    events::{self, NewEvent},
-    life::{self, Locked, life_columns},
-    nodes::{self, NodeLease},
+    error::{Error, Result},
+    life::{self, life_columns},
+    nodes::{self, NodeLease, held},
     sql::{Row, Stmt, Tx, args, stmt},
     turns::{self, Rooms},
 };
 use crate::domain::{
     event::EventKind,
     id::{Attempt, AttemptToken, Digest, InstanceId, InstanceKey, Name, Tenant},
-    instance::Life,
     time::Micros,
     wake::WakeReason,
 };
 use crate::timings;
 
+/// What the start named for each process.
+macro_rules! env {
+    () => {
+        "(SELECT s.env FROM instance_start AS s WHERE s.instance = instance.key) AS env"
+    };
+}
+pub(super) use env;
+
 /// The earliest wake of each priority, highest first. One look into the index each; the list
 /// is as long as there are priorities. Beside it, whether any tenant has a quota.
-const NEXT: Stmt = stmt!(
-    "WITH p(priority) AS (VALUES (9), (8), (7), (6), (5), (4), (3), (2), (1), (0))
-     SELECT CAST(p.priority AS BIGINT) AS priority,
-            (SELECT i.wake_at FROM instance AS i
-              WHERE i.priority = p.priority AND i.wake_at IS NOT NULL AND NOT i.paused
-              ORDER BY i.wake_at, i.key LIMIT 1) AS wake_at,
-            EXISTS (SELECT 1 FROM tenant WHERE max_running IS NOT NULL) AS quotas
-       FROM p ORDER BY p.priority DESC"
-);
+macro_rules! next {
+    ($before:expr, $beside:literal) => {
+        stmt!(concat!(
+            "WITH ",
+            $before,
+            "p(priority) AS (VALUES (9), (8), (7), (6), (5), (4), (3), (2), (1), (0))
+             SELECT CAST(p.priority AS BIGINT) AS priority,
+                    (SELECT i.wake_at FROM instance AS i
+                      WHERE i.priority = p.priority AND i.wake_at IS NOT NULL AND NOT i.paused
+                      ORDER BY i.wake_at, i.key LIMIT 1) AS wake_at,
+                    EXISTS (SELECT 1 FROM tenant WHERE max_running IS NOT NULL) AS quotas",
+            $beside,
+            " FROM p ORDER BY p.priority DESC"
+        ))
+    };
+}
+const NEXT: Stmt = next!("", "");
+/// The same, and the node's lease, held from here on.
+const HOLD: Stmt = next!(concat!("lease AS (", held!(), "), "), ", (SELECT COUNT(*) FROM lease) AS held");
 const DUE: Stmt = stmt!(concat!(
     "SELECT ",
     life_columns!(),
-    ", image_name, image_version, image_digest, workflow
-       FROM instance
+    ", image_name, image_version, image_digest, workflow, ",
+    env!(),
+    " FROM instance
       WHERE priority = $1 AND wake_at IS NOT NULL AND NOT paused AND wake_at <= $2
       ORDER BY wake_at, key LIMIT $3 {skip_locked}"
 ));
-const ENV: Stmt = stmt!("SELECT instance, env FROM instance_start WHERE instance = $1");
+
+/// What is written of each claim: instance, attempt, token's hash, reason, event.
+macro_rules! claimed {
+    () => {
+        "(SELECT CAST(value ->> 0 AS BIGINT) AS of, CAST(value ->> 1 AS BIGINT) AS number,
+                 value ->> 2 AS token, value ->> 3 AS reason, value ->> 4 AS message FROM {each}) AS c"
+    };
+}
+macro_rules! close {
+    () => {
+        concat!(
+            "UPDATE instance
+                SET attempt = c.number, session = 0, open = TRUE, node = $2, wake_at = $3, changed_at = $4,
+                    version = instance.version + 1
+               FROM ",
+            claimed!(),
+            " WHERE instance.key = c.of AND instance.attempt = c.number - 1 AND NOT instance.paused
+                AND instance.wake_at IS NOT NULL AND instance.wake_at <= $4"
+        )
+    };
+}
+macro_rules! note {
+    ($unhex:literal) => {
+        concat!(
+            "INSERT INTO attempt (instance, attempt, token_hash, node, wake_reason, claimed_at)
+             SELECT c.of, c.number, ",
+            $unhex,
+            ", $2, c.reason, $4 FROM ",
+            claimed!()
+        )
+    };
+}
+macro_rules! tell {
+    () => {
+        concat!(
+            "INSERT INTO event (instance, number, at, attempt, kind, message)
+             SELECT c.of, (SELECT COALESCE(MAX(e.number), 0) + 1 FROM event AS e WHERE e.instance = c.of),
+                    $4, c.number, $5, c.message FROM ",
+            claimed!()
+        )
+    };
+}
+/// All claims of a look in one. The guard repeats what `Life::claim` relied on; the rows are held.
+const CLAIM: Stmt = Stmt {
+    sqlite: stmt!(concat!(close!(), " RETURNING key; ", note!("unhex(c.token)"), "; ", tell!())).sqlite,
+    postgres: stmt!(concat!(
+        "WITH i AS (",
+        close!(),
+        " RETURNING key), a AS (",
+        note!("decode(c.token, 'hex')"),
+        "), e AS (",
+        tell!(),
+        ") SELECT key FROM i"
+    ))
+    .postgres,
+};
 
 /// The right to launch one attempt, until it registers or the launch deadline passes.
 #[derive(Clone, Debug)]
@@ -119,13 +191,14 @@ impl Request for ClaimDue {
 
     async fn run(&self, tx: &mut Tx<'_>) -> Result<Claims> {
         let now = tx.now().await?;
-        nodes::hold(tx, &self.lease).await?;
-        let next = NextWakes::read(tx).await?;
+        let next = self.hold(tx).await?;
         let (claims, next) = if next.quotas && next.any_due(now) {
             self.claim_by_tenant(tx, now).await?
         } else {
             let claims = self.claim_by_priority(tx, &next, now).await?;
-            (claims, NextWakes::read(tx).await?.earliest())
+            // What was not touched is as it was.
+            let after = if next.any_due(now) { NextWakes::read(tx).await? } else { next };
+            (claims, after.earliest())
         };
         let full = claims.len() >= self.limit as usize;
         let next_due_in = match next {
@@ -139,16 +212,25 @@ impl Request for ClaimDue {
 }
 
 impl ClaimDue {
+    /// Holds the node's lease, and looks at what is scheduled.
+    async fn hold(&self, tx: &mut Tx<'_>) -> Result<NextWakes> {
+        let rows = tx.fetch(&HOLD, args![&self.lease.node, self.lease.epoch]).await?;
+        match rows.first().map(|row| row.int("held")).transpose()? {
+            Some(1) => NextWakes::of(&rows),
+            _ => Err(nodes::why_not_held(tx, &self.lease).await?),
+        }
+    }
+
     async fn claim_by_priority(&self, tx: &mut Tx<'_>, next: &NextWakes, now: Micros) -> Result<Vec<Claim>> {
         let mut claims = Vec::new();
         for (priority, wake_at) in &next.wakes {
             let room = self.room(&claims);
             if room > 0 && *wake_at <= now {
-                for row in tx.fetch(&DUE, args![*priority, now, room]).await? {
-                    claims.extend(self.claim(tx, &row, now).await?);
-                }
+                let rows = tx.fetch(&DUE, args![*priority, now, room]).await?;
+                self.take(tx, &rows, &mut claims, now).await?;
             }
         }
+        self.write(tx, &claims, now).await?;
         Ok(claims)
     }
 
@@ -168,13 +250,13 @@ impl ClaimDue {
                 let most = share.min(rooms.of(&head.tenant));
                 if most > 0 {
                     let before = claims.len();
-                    for row in turns::due(tx, head, now, most).await? {
-                        claims.extend(self.claim(tx, &row, now).await?);
-                    }
+                    let rows = turns::due(tx, head, now, most).await?;
+                    self.take(tx, &rows, &mut claims, now).await?;
                     rooms.took(&head.tenant, (claims.len() - before) as u64);
                 }
             }
         }
+        self.write(tx, &claims, now).await?;
         let next = turns::heads(tx).await?;
         let next = next.iter().filter(|head| !rooms.is_full(&head.tenant)).map(|head| head.wake_at).min();
         Ok((claims, next))
@@ -185,58 +267,73 @@ impl ClaimDue {
         self.limit.saturating_sub(u32::try_from(claims.len()).unwrap_or(u32::MAX))
     }
 
-    async fn claim(&self, tx: &mut Tx<'_>, row: &Row, now: Micros) -> Result<Option<Claim>> {
-        let Some(judged) = damage::readable(self.judge(tx, row, now).await)? else {
-            damage::put_off(tx, row, now).await?;
-            return Ok(None);
-        };
-        // None: it was taken or paused between index and lock.
-        let Some((locked, next, claim)) = judged else { return Ok(None) };
-        life::write(tx, &locked, &next, now).await?;
-        let node = &self.lease.node;
-        attempts::claimed(tx, claim.attempt_ref(), claim.token.hash(), node, claim.reason, now).await?;
-        let message = format!("node {node}, because of {}", claim.reason.as_str());
-        let event = NewEvent::new(EventKind::Claimed, &message);
-        events::append(tx, claim.instance, claim.attempt, now, event).await?;
-        Ok(Some(claim))
+    /// Judges due rows that this transaction holds. A damaged one is put off at once.
+    async fn take(&self, tx: &mut Tx<'_>, rows: &[Row], claims: &mut Vec<Claim>, now: Micros) -> Result<()> {
+        for row in rows {
+            match damage::readable(self.judge(row, now))? {
+                // None: it was taken or paused between index and lock.
+                Some(claim) => claims.extend(claim),
+                None => damage::put_off(tx, row, now).await?,
+            }
+        }
+        Ok(())
     }
 
     /// Reads all that a claim needs, before anything is written.
-    async fn judge(&self, tx: &mut Tx<'_>, row: &Row, now: Micros) -> Result<Option<(Locked, Life, Claim)>> {
+    fn judge(&self, row: &Row, now: Micros) -> Result<Option<Claim>> {
         let locked = life::read(row)?;
         let until = now + self.launch_deadline;
         let Some(next) = locked.life.claim(&self.lease.node, until, now) else { return Ok(None) };
-        let claim = self.describe(tx, row, &locked, &next, until, now).await?;
-        Ok(Some((locked, next, claim)))
-    }
-
-    async fn describe(
-        &self,
-        tx: &mut Tx<'_>,
-        row: &Row,
-        locked: &Locked,
-        next: &Life,
-        until: Micros,
-        now: Micros,
-    ) -> Result<Claim> {
-        let env = tx.fetch_one(&ENV, args![locked.key]).await?;
-        let text = env.text("env")?;
-        Ok(Claim {
+        let env = row.text("env")?;
+        Ok(Some(Claim {
             instance: locked.key,
-            tenant: locked.tenant.clone(),
-            id: locked.id.clone(),
             attempt: next.attempt,
             token: fresh_token()?,
             workflow: row.name("workflow")?,
             image: row.name("image_name")?,
             version: row.name("image_version")?,
             digest: row.digest("image_digest")?,
-            env: serde_json::from_str(&text).map_err(|error| env.unreadable("env", error.to_string()))?,
+            env: serde_json::from_str(&env).map_err(|error| row.unreadable("env", error.to_string()))?,
             reason: locked.life.wake_reason(now),
             until,
             deadline_at: next.deadline_at,
-        })
+            tenant: locked.tenant,
+            id: locked.id,
+        }))
     }
+
+    /// Writes the claims, and that they were made.
+    async fn write(&self, tx: &mut Tx<'_>, claims: &[Claim], now: Micros) -> Result<()> {
+        if claims.is_empty() {
+            return Ok(());
+        }
+        let node = &self.lease.node;
+        let rows: Vec<_> = claims.iter().map(|claim| self.columns(claim)).collect();
+        let rows = serde_json::to_string(&rows).expect("numbers and texts are JSON");
+        let until = now + self.launch_deadline;
+        let args = args![&rows, node, until, now, EventKind::Claimed.as_str()];
+        let written = tx.write_fetch(&CLAIM, args).await?.len();
+        if written != claims.len() {
+            return Err(Error::Broken { table: "instance".to_owned(), rows: written as u64 });
+        }
+        claims.iter().for_each(|claim| tx.notify(Notice::Instance(claim.instance)));
+        Ok(())
+    }
+
+    /// In the order of `claimed!`.
+    fn columns<'a>(&self, claim: &'a Claim) -> (i64, u32, String, &'a str, String) {
+        let reason = claim.reason.as_str();
+        let message = format!("node {}, because of {reason}", self.lease.node);
+        (claim.instance.0, claim.attempt.0, hex(&claim.token.hash().0), reason, message)
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// What is scheduled, whosever it is.
@@ -249,8 +346,12 @@ struct NextWakes {
 
 impl NextWakes {
     async fn read(tx: &mut Tx<'_>) -> Result<Self> {
+        Self::of(&tx.fetch(&NEXT, args![]).await?)
+    }
+
+    fn of(rows: &[Row]) -> Result<Self> {
         let mut next = Self { wakes: Vec::new(), quotas: false };
-        for row in tx.fetch(&NEXT, args![]).await? {
+        for row in rows {
             next.quotas = row.flag("quotas")?;
             if let Some(wake_at) = row.opt_at("wake_at")? {
                 let priority = u8::try_from(row.small("priority")?);
