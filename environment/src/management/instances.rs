@@ -10,7 +10,7 @@ use dormouse_core::{
         time::Micros,
     },
     logging,
-    store::{self, Instance as Row, ListFilter, RetryRequest, StartRequest, Started},
+    store::{self, Instance as Row, InstanceDetail, ListFilter, RetryRequest, StartRequest, Started},
 };
 use dormouse_proto::{call::Refusal, management as wire};
 use tokio::time::Instant;
@@ -115,7 +115,7 @@ impl Context {
         let page = self.store().list(&self.tenant, filter).await.map_err(|error| refuse(&error))?;
         let now = self.store().now().await.map_err(|error| refuse(&error))?;
         let due = page.instances.iter().any(|instance| is_due(&instance.life, now));
-        let capacity = if due { self.capacity().await? } else { Capacity::Free };
+        let capacity = if due { self.capacity(true).await? } else { Capacity::Free };
         let describe = |instance: &Row| {
             describe::instance(instance, self.sentence(instance, instance.changed_at, None, &capacity, now))
         };
@@ -219,25 +219,12 @@ impl Context {
         let detail = self.store().instance_detail(&self.tenant, id).await.map_err(|error| refuse(&error))?;
         let instance = &detail.instance;
         let due = is_due(&instance.life, detail.now);
-        let capacity = if due { self.capacity().await? } else { Capacity::Free };
+        let capacity = if due { self.capacity(detail.limited).await? } else { Capacity::Free };
         // Only what happened to the newest attempt explains the present.
         let fault = detail.last_exit.as_ref().filter(|(attempt, _)| *attempt == instance.life.attempt);
         let fault = fault.map(|(_, exit)| exit.as_str());
-        let since = self.since(instance).await?;
-        let sentence = self.sentence(instance, since, fault, &capacity, detail.now);
+        let sentence = self.sentence(instance, since(&detail), fault, &capacity, detail.now);
         Ok(describe::detail(&detail, sentence))
-    }
-
-    /// Since when it is as it is. The row also changes while it waits (a pause and its resume), so
-    /// a wait counts from the end of the attempt that began it.
-    async fn since(&self, instance: &Row) -> Result<Micros, Refusal> {
-        if instance.life.paused || !matches!(instance.life.state, State::Suspended { .. }) {
-            return Ok(instance.changed_at);
-        }
-        let newest =
-            self.store().attempts(&self.tenant, &instance.id, 1).await.map_err(|error| refuse(&error))?;
-        let ended = newest.first().and_then(|attempt| attempt.ended_at);
-        Ok(ended.map_or(instance.changed_at, |ended| ended.min(instance.changed_at)))
     }
 
     fn sentence(
@@ -257,6 +244,16 @@ impl Context {
         };
         sentence::waiting_for(&facts, now, &self.shared.options.zone)
     }
+}
+
+/// Since when it is as it is. The row also changes while it waits (a pause and its resume), so a wait
+/// counts from the end of the attempt that began it.
+fn since(detail: &InstanceDetail) -> Micros {
+    let instance = &detail.instance;
+    if instance.life.paused || !matches!(instance.life.state, State::Suspended { .. }) {
+        return instance.changed_at;
+    }
+    detail.attempt_ended_at.map_or(instance.changed_at, |ended| ended.min(instance.changed_at))
 }
 
 /// Whether nothing but a launch is missing.

@@ -75,12 +75,18 @@ impl Context {
     }
 
     /// Whether a due wake of the client's tenant would be claimed now.
-    pub(super) async fn capacity(&self) -> Result<Capacity, Refusal> {
-        let quota = self.store().running_quota(&self.tenant).await.map_err(|error| refuse(&error))?;
-        if let Some(RunningQuota { running, max }) = quota
-            && running >= max
-        {
-            return Ok(Capacity::TenantFull { tenant: self.tenant.to_string(), max });
+    /// `limited`: the tenant may have a quota of running instances.
+    pub(super) async fn capacity(&self, limited: bool) -> Result<Capacity, Refusal> {
+        if limited {
+            let quota = self.store().running_quota(&self.tenant).await.map_err(|error| refuse(&error))?;
+            if let Some(RunningQuota { running, max }) = quota
+                && running >= max
+            {
+                return Ok(Capacity::TenantFull { tenant: self.tenant.to_string(), max });
+            }
+        }
+        if self.this_node().has_room() {
+            return Ok(Capacity::Free);
         }
         let nodes = self.store().nodes().await.map_err(|error| refuse(&error))?;
         Ok(judge(&nodes, &self.this_node()))

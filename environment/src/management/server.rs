@@ -105,6 +105,14 @@ pub struct ThisNode {
     pub problems: Vec<String>,
 }
 
+impl ThisNode {
+    /// Whether it claims what is due, and has a free slot for it.
+    pub(super) fn has_room(&self) -> bool {
+        let NodeReport { running, draining, not_claiming, .. } = &self.report;
+        not_claiming.is_empty() && !draining && *running < self.slots
+    }
+}
+
 /// What the server works with.
 #[derive(Clone)]
 pub struct Parts {
