@@ -210,6 +210,10 @@ pub(super) async fn inform(
     loop {
         // Nudged or not: a notice may have been lost.
         let _ = timeout(poll, seat.nudge.notified()).await;
+        if seat.is_leaving() {
+            // It will hear that it is over; should it not be, it is nudged again.
+            continue;
+        }
         match store.inbox(session).await {
             Ok(inbox) if inbox == told => {}
             Ok(inbox) => {

@@ -93,7 +93,8 @@ pub(super) async fn over(tx: &mut Tx<'_>, of: AttemptRef, over: &Over<'_>, now: 
     Ok(())
 }
 
-fn columns(reason: ExitReason) -> (&'static str, Option<i64>) {
+/// `exit_kind, exit_value`.
+pub(super) fn columns(reason: ExitReason) -> (&'static str, Option<i64>) {
     match reason {
         ExitReason::Code(code) => ("code", Some(i64::from(code))),
         ExitReason::Signal(signal) => ("signal", Some(i64::from(signal))),

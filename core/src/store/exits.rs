@@ -2,6 +2,7 @@
 //! starts, taken from a node that lost its lease, or over because time is.
 
 use std::{
+    borrow::Cow,
     collections::{HashMap, HashSet},
     time::Duration,
 };
@@ -17,7 +18,7 @@ use super::{
     life::{self, Locked, life_columns},
     nodes::{self, NodeLease},
     payload,
-    sql::{Row, Stmt, Tx, args, stmt},
+    sql::{Row, Stmt, Tx, args, stmt, storable},
 };
 use crate::domain::{
     event::EventKind,
@@ -115,6 +116,52 @@ impl OverFor {
         let event = NewEvent { kind, message, payload: tail.as_ref() };
         events::append(tx, row.key, self.of.attempt, now, event).await
     }
+}
+
+/// Ends of attempts whose rows do not name them any more, or had ended by then: nothing is left to decide, so
+/// it takes no look at the row and no lock of it. Once not named, never named again: a newer claim raises the
+/// attempt.
+const ACCOUNT: Stmt = stmt!(
+    "UPDATE attempt
+        SET ended_at = $2, exit_kind = c.kind, exit_value = c.amount, exit_message = c.said, stderr_tail = c.tail
+       FROM (SELECT CAST(value ->> 0 AS BIGINT) AS of, CAST(value ->> 1 AS BIGINT) AS number,
+                    value ->> 2 AS kind, CAST(value ->> 3 AS BIGINT) AS amount, value ->> 4 AS said,
+                    value ->> 5 AS tail
+               FROM {each}) AS c
+      WHERE attempt.instance = c.of AND attempt.attempt = c.number AND attempt.ended_at IS NULL
+        AND NOT EXISTS (SELECT 1 FROM instance AS i
+                         WHERE i.key = c.of AND i.attempt = c.number AND i.node IS NOT NULL)
+     RETURNING instance, attempt"
+);
+
+struct Account {
+    exits: Vec<(AttemptRef, ExitReport)>,
+}
+
+impl Request for Account {
+    /// Those that are accounted for.
+    type Answer = HashSet<AttemptRef>;
+
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Answer> {
+        let rows: Vec<_> = self.exits.iter().map(|(of, report)| columns(*of, report)).collect();
+        let rows = serde_json::to_string(&rows).expect("numbers and texts are JSON");
+        let now = tx.now().await?;
+        let done = tx.write_fetch(&ACCOUNT, args![&rows, now]).await?;
+        let read = |row: &Row| {
+            Ok(AttemptRef { instance: row.instance("instance")?, attempt: row.attempt("attempt")? })
+        };
+        done.iter().map(read).collect()
+    }
+}
+
+/// In the order of ACCOUNT.
+fn columns(
+    of: AttemptRef,
+    report: &ExitReport,
+) -> (i64, u32, &'static str, Option<i64>, String, Cow<'_, str>) {
+    let (kind, amount) = attempts::columns(report.reason);
+    let tail = storable(&report.stderr_tail);
+    (of.instance.0, of.attempt.0, kind, amount, report.reason.to_string(), tail)
 }
 
 /// Writes what follows from an exit.
@@ -392,6 +439,22 @@ impl Store {
     pub async fn exited(&self, of: AttemptRef, mut report: ExitReport) -> Result<AfterExit> {
         payload::cut(&mut report.stderr_tail, STDERR_TAIL);
         self.over(of, Told::Exited(report)).await
+    }
+
+    /// As [`Self::exited`], of many at once, for those whose ends leave nothing to decide: their attempts had
+    /// recorded an ending or a suspension, or are not the newest. Answers the others, of which nothing is
+    /// written: they are to be told one by one.
+    pub async fn account_exits(&self, mut exits: Vec<(AttemptRef, ExitReport)>) -> Result<Vec<AttemptRef>> {
+        let Some((first, _)) = exits.first() else { return Ok(Vec::new()) };
+        let lane = first.instance;
+        for (_, report) in &mut exits {
+            payload::cut(&mut report.stderr_tail, STDERR_TAIL);
+        }
+        // Rows are locked in this order.
+        exits.sort_by_key(|(of, _)| *of);
+        let told: Vec<AttemptRef> = exits.iter().map(|(of, _)| *of).collect();
+        let done = self.write_instance(lane, Account { exits }).await?;
+        Ok(told.into_iter().filter(|of| !done.contains(of)).collect())
     }
 
     /// An attempt's process could not be started: counts as a crash.

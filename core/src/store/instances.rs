@@ -179,7 +179,7 @@ const COUNT_IMAGE: Stmt =
     stmt!("SELECT state, COUNT(*) AS n FROM instance WHERE tenant = $1 AND image_name = $2 GROUP BY state");
 const FIND: Stmt = stmt!("SELECT key FROM instance WHERE tenant = $1 AND id = $2");
 const FIND_PREFIX: Stmt =
-    stmt!("SELECT id FROM instance WHERE tenant = $1 AND id >= $2 AND id < $3 ORDER BY id LIMIT $4");
+    stmt!("SELECT id, key FROM instance WHERE tenant = $1 AND id >= $2 AND id < $3 ORDER BY id LIMIT $4");
 
 fn read(row: &Row) -> Result<Instance> {
     let locked = life::read(row)?;
@@ -413,24 +413,24 @@ struct Resolve {
 }
 
 impl Request for Resolve {
-    type Answer = InstanceId;
+    type Answer = (InstanceId, InstanceKey);
 
-    async fn run(&self, tx: &mut Tx<'_>) -> Result<InstanceId> {
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Answer> {
         // '~' is behind every character that an id may have.
         let end = format!("{}~", self.prefix);
         let most = Error::MAX_CANDIDATES as u64 + 1;
         let rows = tx.fetch(&FIND_PREFIX, args![&self.tenant, &self.prefix, &end, most]).await?;
         let mut found = Vec::new();
         for row in &rows {
-            found.push(row.parsed("id", |text| InstanceId::parse(text).ok())?);
+            found.push((row.parsed("id", |text| InstanceId::parse(text).ok())?, row.instance("key")?));
         }
         match found.as_slice() {
             [] => Err(Error::NoInstance { id: self.prefix.to_string() }),
             [only] => Ok(only.clone()),
             // The prefix itself sorts first.
-            [exact, ..] if *exact == self.prefix => Ok(exact.clone()),
+            [exact, ..] if exact.0 == self.prefix => Ok(exact.clone()),
             several => {
-                let mut candidates: Vec<String> = several.iter().map(InstanceId::to_string).collect();
+                let mut candidates: Vec<String> = several.iter().map(|(id, _)| id.to_string()).collect();
                 if candidates.len() > Error::MAX_CANDIDATES {
                     candidates.truncate(Error::MAX_CANDIDATES - 1);
                     candidates.push("…".to_owned());
@@ -440,7 +440,7 @@ impl Request for Resolve {
         }
     }
 
-    async fn run_single(&self, tx: &mut Tx<'_>) -> Result<Option<InstanceId>> {
+    async fn run_single(&self, tx: &mut Tx<'_>) -> Result<Option<Self::Answer>> {
         self.run(tx).await.map(Some)
     }
 }
@@ -495,6 +495,15 @@ impl Store {
 
     /// The one instance whose id is `prefix` or begins with it. Several: refused with their names.
     pub async fn resolve(&self, tenant: &Tenant, prefix: &InstanceId) -> Result<InstanceId> {
+        self.resolve_key(tenant, prefix).await.map(|(id, _)| id)
+    }
+
+    /// The same, with its internal key: by that notices name it.
+    pub async fn resolve_key(
+        &self,
+        tenant: &Tenant,
+        prefix: &InstanceId,
+    ) -> Result<(InstanceId, InstanceKey)> {
         self.read(Resolve { tenant: tenant.clone(), prefix: prefix.clone() }).await
     }
 

@@ -298,12 +298,7 @@ fn told(tx: &mut Tx<'_>, row: &Locked, next: &Life) {
 }
 
 /// The arguments of `update!`.
-fn transition<'a>(
-    row: &'a Locked,
-    next: &'a Life,
-    waits: Option<&'a str>,
-    now: Micros,
-) -> [Arg<'a>; 22] {
+fn transition<'a>(row: &'a Locked, next: &'a Life, waits: Option<&'a str>, now: Micros) -> [Arg<'a>; 22] {
     let old = &row.life;
     let (cancel, cancel_at) = cancel_columns(next.cancel);
     let (ended_at, ended_by) = match &next.state {

@@ -9,7 +9,7 @@ use super::{
     endings,
     error::{Error, Result},
     events::NewEvent,
-    life::{self, Found, Locked},
+    life::{self, Found, Locked, life_columns},
     payload, signals,
     sql::{Row, Stmt, Tx, args, stmt},
 };
@@ -238,18 +238,12 @@ impl Request for FirstPage {
     }
 }
 
-/// Reads the inbox; refused to who may not write any more.
-async fn inbox(tx: &mut Tx<'_>, session: &Session, max: usize) -> Result<Inbox> {
-    let row = life::load(tx, session.instance, &session.tenant).await?.ok_or_else(|| session.fenced())?;
-    row.life.admit(session.writer)?;
-    inbox_of(tx, &row, max).await
-}
-
 async fn inbox_of(tx: &mut Tx<'_>, row: &Locked, max: usize) -> Result<Inbox> {
     let unread = signals::unread(tx, row.key, max).await?;
     Ok(Inbox { paused: row.life.paused, cancel: row.life.cancel, unread })
 }
 
+/// Reads the inbox; refused to who may not write any more.
 struct LookInbox {
     session: Session,
     max: usize,
@@ -259,7 +253,28 @@ impl Request for LookInbox {
     type Answer = Inbox;
 
     async fn run(&self, tx: &mut Tx<'_>) -> Result<Inbox> {
-        inbox(tx, &self.session, self.max).await
+        const LOOK: Stmt = stmt!(concat!(
+            "SELECT ",
+            life_columns!(),
+            ", n.number AS signal, n.name AS signal_name
+               FROM instance LEFT JOIN signal n ON n.instance = key AND n.consumed_by IS NULL
+              WHERE key = $1 AND tenant = $2 ORDER BY n.number LIMIT $3"
+        ));
+        let session = &self.session;
+        let rows = tx.fetch(&LOOK, args![session.instance, &session.tenant, self.max as u64]).await?;
+        let row = life::read(rows.first().ok_or_else(|| session.fenced())?)?;
+        row.life.admit(session.writer)?;
+        let mut unread = Vec::new();
+        for row in rows {
+            if row.opt_int("signal")?.is_some() {
+                unread.push(Unread { number: row.number("signal")?, name: row.name("signal_name")? });
+            }
+        }
+        Ok(Inbox { paused: row.life.paused, cancel: row.life.cancel, unread })
+    }
+
+    async fn run_single(&self, tx: &mut Tx<'_>) -> Result<Option<Inbox>> {
+        self.run(tx).await.map(Some)
     }
 }
 

@@ -5,13 +5,14 @@
 //! its own, beside the writer, so that no commit pays for it.
 
 use std::{
+    fs::File,
     os::{
-        fd::{AsRawFd as _, OwnedFd},
+        fd::AsRawFd as _,
         unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     },
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use sqlx::{
@@ -154,11 +155,18 @@ impl SqliteFile {
 /// Tells other processes on the same file, and hears them, by datagrams between sockets in a
 /// directory beside the database.
 pub(super) struct Peers {
-    directory: OwnedFd,
+    directory: File,
     path: PathBuf,
     name: String,
     socket: UnixDatagram,
+    /// The others' sockets, and the directory's time when they were listed.
+    others: Vec<String>,
+    listed: Option<SystemTime>,
 }
+
+/// A directory that changed so shortly before it was listed may change again without a later time: it is
+/// listed again at the next notice.
+const SETTLED: Duration = Duration::from_secs(1);
 
 impl Peers {
     /// Binds this process's socket. `origin` is unique to this store.
@@ -168,15 +176,15 @@ impl Peers {
             Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
-        let directory = OwnedFd::from(std::fs::File::open(&path)?);
+        let directory = File::open(&path)?;
         let name = format!("{PREFIX}{origin}");
         let socket = UnixDatagram::bind(address(&directory, &name))?;
-        Ok(Self { directory, path, name, socket })
+        Ok(Self { directory, path, name, socket, others: Vec::new(), listed: None })
     }
 
     /// Serves both directions until `closing`, then removes its socket.
     pub(super) async fn run(
-        self,
+        mut self,
         origin: String,
         hub: Hub,
         mut outbox: mpsc::Receiver<Notice>,
@@ -205,16 +213,13 @@ impl Peers {
     }
 
     /// Sends to each other socket; removes those that nobody holds any more.
-    fn tell(&self, texts: &[String]) {
-        let Ok(entries) = std::fs::read_dir(&self.path) else { return };
-        for name in entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
-            if name == self.name || !name.starts_with(PREFIX) {
-                continue;
-            }
+    fn tell(&mut self, texts: &[String]) {
+        self.list();
+        for name in &self.others {
             for text in texts {
-                match self.socket.try_send_to(text.as_bytes(), address(&self.directory, &name)) {
+                match self.socket.try_send_to(text.as_bytes(), address(&self.directory, name)) {
                     Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-                        let _ = std::fs::remove_file(self.path.join(&name));
+                        let _ = std::fs::remove_file(self.path.join(name));
                     }
                     // A full socket: the peer polls.
                     Ok(_) | Err(_) => {}
@@ -222,10 +227,23 @@ impl Peers {
             }
         }
     }
+
+    /// Looks who is there, unless nothing has changed: each commit has notices, and most are alone.
+    fn list(&mut self) {
+        let changed = self.directory.metadata().and_then(|directory| directory.modified()).ok();
+        if changed.is_some() && changed == self.listed {
+            return;
+        }
+        let settled = |at: &SystemTime| at.elapsed().is_ok_and(|age| age > SETTLED);
+        self.listed = changed.filter(settled);
+        let entries = std::fs::read_dir(&self.path).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        self.others = names.filter(|name| *name != self.name && name.starts_with(PREFIX)).collect();
+    }
 }
 
 /// The socket's path through the directory's descriptor: a socket's path may have 107 bytes
 /// only, a data directory's may have more.
-fn address(directory: &OwnedFd, name: &str) -> PathBuf {
+fn address(directory: &File, name: &str) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}/{name}", directory.as_raw_fd()))
 }

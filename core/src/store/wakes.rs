@@ -54,15 +54,24 @@ macro_rules! next {
 const NEXT: Stmt = next!("", "");
 /// The same, and the node's lease, held from here on.
 const HOLD: Stmt = next!(concat!("lease AS (", held!(), "), "), ", (SELECT COUNT(*) FROM lease) AS held");
-const DUE: Stmt = stmt!(concat!(
-    "SELECT ",
-    life_columns!(),
-    ", image_name, image_version, image_digest, workflow, ",
-    env!(),
-    " FROM instance
-      WHERE priority = $1 AND wake_at IS NOT NULL AND NOT paused AND wake_at <= $2
-      ORDER BY wake_at, key LIMIT $3 {skip_locked}"
-));
+macro_rules! due {
+    ($order:literal) => {
+        stmt!(concat!(
+            "SELECT ",
+            life_columns!(),
+            ", image_name, image_version, image_digest, workflow, ",
+            env!(),
+            " FROM instance
+              WHERE priority = $1 AND wake_at IS NOT NULL AND NOT paused AND wake_at <= $2
+              ORDER BY ",
+            $order,
+            " LIMIT $3 {skip_locked}"
+        ))
+    };
+}
+const DUE: Stmt = due!("wake_at, key");
+/// The same range of the index, backwards.
+const DUE_NEWEST: Stmt = due!("wake_at DESC, key DESC");
 
 /// What is written of each claim: instance, attempt, token's hash, reason, event.
 macro_rules! claimed {
@@ -174,6 +183,8 @@ const HELD: Duration = Duration::from_millis(20);
 struct ClaimDue {
     lease: NodeLease,
     limit: u32,
+    /// How many of them may come from the newest end of what is due.
+    newest: u32,
     launch_deadline: Duration,
 }
 
@@ -223,11 +234,20 @@ impl ClaimDue {
 
     async fn claim_by_priority(&self, tx: &mut Tx<'_>, next: &NextWakes, now: Micros) -> Result<Vec<Claim>> {
         let mut claims = Vec::new();
+        let mut newest = self.newest;
         for (priority, wake_at) in &next.wakes {
             let room = self.room(&claims);
-            if room > 0 && *wake_at <= now {
-                let rows = tx.fetch(&DUE, args![*priority, now, room]).await?;
+            if room == 0 || *wake_at > now {
+                continue;
+            }
+            let oldest = room - newest.min(room);
+            let rows = tx.fetch(&DUE, args![*priority, now, oldest]).await?;
+            self.take(tx, &rows, &mut claims, now).await?;
+            // There is more behind them.
+            if rows.len() >= oldest as usize && newest > 0 {
+                let rows = tx.fetch(&DUE_NEWEST, args![*priority, now, newest]).await?;
                 self.take(tx, &rows, &mut claims, now).await?;
+                newest -= newest.min(u32::try_from(rows.len()).unwrap_or(u32::MAX));
             }
         }
         self.write(tx, &claims, now).await?;
@@ -270,6 +290,11 @@ impl ClaimDue {
     /// Judges due rows that this transaction holds. A damaged one is put off at once.
     async fn take(&self, tx: &mut Tx<'_>, rows: &[Row], claims: &mut Vec<Claim>, now: Micros) -> Result<()> {
         for row in rows {
+            let key = row.instance("key")?;
+            // Both ends of a short range are the same.
+            if claims.iter().any(|claim| claim.instance == key) {
+                continue;
+            }
             match damage::readable(self.judge(row, now))? {
                 // None: it was taken or paused between index and lock.
                 Some(claim) => claims.extend(claim),
@@ -388,6 +413,20 @@ impl Store {
         limit: u32,
         launch_deadline: Duration,
     ) -> Result<Claims> {
-        self.write_node(ClaimDue { lease: lease.clone(), limit, launch_deadline }).await
+        self.claim_from_both_ends(lease, limit, 0, launch_deadline).await
+    }
+
+    /// As [`Self::claim_due`]; where more is due than is taken, `newest` of them are those that became due last,
+    /// so that what is started behind a long backlog has its turn before it. Tenants with a quota share what
+    /// a claim takes in another way.
+    pub async fn claim_from_both_ends(
+        &self,
+        lease: &NodeLease,
+        limit: u32,
+        newest: u32,
+        launch_deadline: Duration,
+    ) -> Result<Claims> {
+        let newest = newest.min(limit);
+        self.write_node(ClaimDue { lease: lease.clone(), limit, newest, launch_deadline }).await
     }
 }

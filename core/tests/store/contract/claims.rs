@@ -18,6 +18,7 @@ contract! {
     a_claim_opens_the_row,
     claims_go_by_priority_then_by_wake,
     a_claim_takes_no_more_than_its_limit,
+    a_claim_takes_from_both_ends_of_a_backlog,
     a_missed_launch_deadline_is_due_again_and_fences_the_slow_one,
     the_answer_says_when_to_look_again,
     what_is_paused_is_not_claimed,
@@ -78,6 +79,22 @@ async fn a_claim_takes_no_more_than_its_limit(db: TestDb) {
     assert_eq!((claims.claims.len(), claims.next_due_in), (2, Duration::ZERO));
     assert_eq!(db.claim(&lease, 10).await.len(), 3);
     assert_eq!(db.claim(&lease, 0).await.len(), 0);
+}
+
+async fn a_claim_takes_from_both_ends_of_a_backlog(db: TestDb) {
+    let lease = db.node("n").await;
+    for n in 0..8 {
+        db.start(&n.to_string()).await;
+        db.advance(Duration::from_secs(1));
+    }
+    let claim = async |limit, newest| {
+        let claims = db.store.claim_from_both_ends(&lease, limit, newest, db::LAUNCH).await.expect("claims");
+        claims.claims.iter().map(|claim| claim.id.to_string()).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(claim(4, 1).await, "0 1 2 7");
+    assert_eq!(claim(1, 1).await, "6");
+    assert_eq!(claim(4, 2).await, "3 4 5", "what both ends reach is taken once");
+    assert_eq!(claim(4, 2).await, "");
 }
 
 async fn a_missed_launch_deadline_is_due_again_and_fences_the_slow_one(db: TestDb) {

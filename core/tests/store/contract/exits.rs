@@ -22,6 +22,7 @@ contract! {
     a_crash_before_the_first_registration_stays_pending,
     an_exit_after_a_suspension_or_an_ending_is_accounting,
     an_exit_of_an_older_attempt_is_accounting,
+    ends_that_leave_nothing_to_decide_are_noted_together,
     a_failed_launch_counts_as_a_crash,
     a_claim_that_is_given_back_is_no_crash,
     settling_returns_what_the_node_does_not_know,
@@ -123,6 +124,36 @@ async fn an_exit_after_a_suspension_or_an_ending_is_accounting(db: TestDb) {
     let attempts = db.store.attempts(&db::tenant(), ended.id(), 10).await.expect("attempts");
     assert_eq!(attempts[0].exit.as_deref(), Some("exited with code 101"));
     assert_eq!(attempts[0].stderr_tail.as_deref(), Some("thread panicked\n"));
+}
+
+async fn ends_that_leave_nothing_to_decide_are_noted_together(db: TestDb) {
+    let ended = db.running("ended").await;
+    db.store.end(&ended.session, db::completed()).await.expect("ends");
+    let suspended = db.suspended("suspended", db::for_signal("go", None)).await;
+    let running = db.running("running").await;
+    db.start("open").await;
+    let open = db.claim_one(&running.lease).await.attempt_ref();
+    let retried = db.running("retried").await;
+    crash(&db, retried.attempt()).await;
+    db.advance(Duration::from_secs(1));
+    let second = db.claim_one(&retried.lease).await.attempt_ref();
+
+    // The last one was told before: the first report stays.
+    let ofs = [running.attempt(), open, second, ended.attempt(), suspended.attempt(), retried.attempt()];
+    let exits = ofs.map(|of| (of, db::exit())).to_vec();
+    let left = db.store.account_exits(exits).await.expect("a report");
+
+    let mut expected = vec![running.attempt(), open, second, retried.attempt()];
+    expected.sort_unstable();
+    assert_eq!(left, expected, "whose rows still name them, and who had been told");
+    for noted in [&ended, &suspended] {
+        let attempts = db.store.attempts(&db::tenant(), noted.id(), 10).await.expect("attempts");
+        assert_eq!(attempts[0].exit.as_deref(), Some("exited with code 101"));
+        assert_eq!(attempts[0].stderr_tail.as_deref(), Some("thread panicked\n"));
+        assert!(attempts[0].ended_at.is_some());
+    }
+    let attempts = db.store.attempts(&db::tenant(), running.id(), 10).await.expect("attempts");
+    assert_eq!((attempts[0].ended_at, db.status(running.id()).await), (None, Status::Running));
 }
 
 async fn an_exit_of_an_older_attempt_is_accounting(db: TestDb) {

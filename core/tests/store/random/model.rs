@@ -343,6 +343,10 @@ impl Model {
 
 impl Instance {
     fn register(&mut self, attempt: Attempt, now: Micros) -> Answer {
+        if !self.reasons.contains_key(&attempt) {
+            // It was never claimed: nobody has a token of it.
+            return Ok("UNAUTHENTICATED".to_owned());
+        }
         let next = self.life.register(attempt, now)?;
         let told = (next.session.0 == 1).then_some("registered");
         self.write(next, told);
