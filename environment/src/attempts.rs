@@ -83,6 +83,15 @@ impl AttemptDirectory {
         self.path.join(stream.as_str())
     }
 
+    /// Removes it as most attempts leave it, without looking what is there. An error: there is more.
+    fn remove_as_made(&self) -> io::Result<()> {
+        for file in [self.stream(Stream::Stdout), self.stream(Stream::Stderr), self.record()] {
+            ignore_missing(fs::remove_file(file))?;
+        }
+        fs::remove_dir(self.tmp())?;
+        fs::remove_dir(&self.path)
+    }
+
     /// Makes the process known, in one write of less than a page: whoever kills this service
     /// leaves it whole or empty, and empty is as good as not there. So no rename is needed, and
     /// every change of a directory counts in a launch. Not flushed to the disk: after a power cut
@@ -204,6 +213,7 @@ impl Attempts {
     pub fn archive(&self, id: &AttemptId) -> io::Result<()> {
         let directory = self.directory(id);
         let outputs = self.outputs(&id.tenant, &id.instance);
+        let mut kept = false;
         for stream in Stream::ALL {
             let from = directory.stream(stream);
             if fs::metadata(&from).is_ok_and(|file| file.len() > 0) {
@@ -212,6 +222,7 @@ impl Attempts {
                     from,
                     outputs.join(format!("{}.{}", id.attempt, stream.as_str())),
                 ))?;
+                kept = true;
             }
         }
         let work = directory.work();
@@ -222,9 +233,12 @@ impl Attempts {
                 kept.remove(&outputs)?;
             }
             fs::rename(work, outputs.join(format!("{}.work", id.attempt)))?;
+            kept = true;
         }
-        self.discard(&directory)?;
-        hold_to(&outputs, self.retention.instance_bytes)
+        if directory.remove_as_made().is_err() {
+            self.discard(&directory)?;
+        }
+        if kept { hold_to(&outputs, self.retention.instance_bytes) } else { Ok(()) }
     }
 
     /// The file with an attempt's output, wherever it is now; `None` if it wrote nothing or it

@@ -20,11 +20,15 @@ use std::{
     },
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use dormouse_core::domain::id::Digest;
 use dormouse_proto::code::{Code, Coded};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::{
+    fs::{AtFlags, CWD, Mode, OFlags},
+    time::ClockId,
+};
 use sha2::{Digest as _, Sha256};
 
 pub use self::inspect::{InspectError, Inspection, inspect};
@@ -50,17 +54,34 @@ struct Shared {
 
 /// Files that were hashed by this process. The inner lock lets one caller hash while the others
 /// of the same image wait for it.
-type Verified = HashMap<Digest, Arc<Mutex<Option<Stamp>>>>;
+type Verified = HashMap<Digest, Arc<Mutex<Option<Sound>>>>;
 
-/// A file that was hashed: if any of this differs, it is hashed again.
+/// A file that was hashed and is held open: what is executed is this very file, whatever its name leads to by
+/// then.
+#[derive(Clone, Debug)]
+struct Sound {
+    file: Arc<File>,
+    stamp: Stamp,
+}
+
+/// Images that are held open; beyond it all are let go, and hashed again when they are executed.
+const HELD: usize = 256;
+
+/// A file that was hashed: if any of this differs, it is hashed again. The kernel sets the time of a change and
+/// lets nobody choose it; so whoever changes a byte, the owner included, changes this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
     device: u64,
     inode: u64,
+    links: u64,
     size: u64,
     modified: (i64, i64),
     changed: (i64, i64),
 }
+
+/// A file system's times move in steps of some milliseconds. A file that changed so shortly before it was
+/// hashed may change once more within the same step, unnoticed: it is hashed again at its next launch.
+const STEP: Duration = Duration::from_millis(100);
 
 impl Stamp {
     fn of(file: &File) -> io::Result<Self> {
@@ -68,11 +89,23 @@ impl Stamp {
         Ok(Self {
             device: file.dev(),
             inode: file.ino(),
+            links: file.nlink(),
             size: file.size(),
             modified: (file.mtime(), file.mtime_nsec()),
             changed: (file.ctime(), file.ctime_nsec()),
         })
     }
+
+    /// Whether its last change is long enough ago for another one to be seen.
+    fn is_settled(&self) -> bool {
+        let now = rustix::time::clock_gettime(ClockId::RealtimeCoarse);
+        let step = i128::try_from(STEP.as_nanos()).unwrap_or(i128::MAX);
+        nanos((now.tv_sec, now.tv_nsec)) - nanos(self.changed) > step
+    }
+}
+
+fn nanos((seconds, nanos): (i64, i64)) -> i128 {
+    i128::from(seconds) * 1_000_000_000 + i128::from(nanos)
 }
 
 /// An image that has its name.
@@ -240,24 +273,32 @@ impl Images {
 
     /// The file, for reading and executing, once its bytes are known to be those of its name.
     /// They are hashed once per process and file, and again if the file has changed.
-    pub fn open_verified(&self, digest: &Digest) -> Result<File, OpenError> {
+    pub fn open_verified(&self, digest: &Digest) -> Result<Arc<File>, OpenError> {
         let failed = |source| OpenError::Io { digest: *digest, source };
+        let entry = self.entry(digest);
+        let mut known = lock(&entry);
+        if let Some(Sound { file, stamp }) = &*known
+            && Stamp::of(file).is_ok_and(|now| now == *stamp)
+        {
+            return Ok(Arc::clone(file));
+        }
+        *known = None;
         let file = match File::open(self.path(digest)) {
-            Ok(file) => file,
+            Ok(file) => Arc::new(file),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 return Err(OpenError::Missing { digest: *digest });
             }
             Err(source) => return Err(failed(source)),
         };
-        let entry = self.entry(digest);
-        let mut known = lock(&entry);
+        // Taken before the bytes are read: a change meanwhile differs from it.
         let stamp = Stamp::of(&file).map_err(failed)?;
-        if *known != Some(stamp) {
-            let found = hash(&file).map_err(failed)?;
-            if found != *digest {
-                return Err(OpenError::Damaged { digest: *digest, found });
-            }
-            *known = Some(stamp);
+        let settled = stamp.is_settled();
+        let found = hash(&file).map_err(failed)?;
+        if found != *digest {
+            return Err(OpenError::Damaged { digest: *digest, found });
+        }
+        if settled {
+            *known = Some(Sound { file: Arc::clone(&file), stamp });
         }
         Ok(file)
     }
@@ -286,8 +327,12 @@ impl Images {
         self.shared.folder.join(digest.to_string())
     }
 
-    fn entry(&self, digest: &Digest) -> Arc<Mutex<Option<Stamp>>> {
-        Arc::clone(lock(&self.shared.verified).entry(*digest).or_default())
+    fn entry(&self, digest: &Digest) -> Arc<Mutex<Option<Sound>>> {
+        let mut verified = lock(&self.shared.verified);
+        if verified.len() >= HELD && !verified.contains_key(digest) {
+            verified.clear();
+        }
+        Arc::clone(verified.entry(*digest).or_default())
     }
 
     /// Gives a complete, flushed file its name. A name that exists stays, unless its bytes are
@@ -295,7 +340,7 @@ impl Images {
     fn link(&self, file: &File, digest: &Digest) -> io::Result<()> {
         let name = self.path(digest);
         match link_descriptor(file, &name) {
-            Ok(()) => *lock(&self.entry(digest)) = Some(Stamp::of(file)?),
+            Ok(()) => {}
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => match self.open_verified(digest) {
                 Ok(_) => {}
                 Err(OpenError::Io { source, .. }) => return Err(source),

@@ -8,6 +8,7 @@
 //! - [`node`]: the lock on the data directory, the node's id and slots.
 //! - [`lease`]: renews the node's lease, tells how the node is ([`condition`], [`machine`]), and
 //!   hears what is asked of it.
+//! - [`pace`]: how many launches are under way at once, found by measuring.
 //! - [`watch`]: watches the other nodes' leases, and takes over what lost ones held.
 //! - [`scheduler`]: claims due wakes while slots are free.
 //! - `spares`: processes that stand ready.
@@ -33,6 +34,7 @@ pub mod limits;
 pub mod machine;
 pub mod management;
 pub mod node;
+pub mod pace;
 pub mod process;
 pub mod scheduler;
 pub mod service;

@@ -10,7 +10,7 @@
 //!
 //! It never launches by itself, and knows no clock but the answers of the store.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, thread, time::Duration};
 
 use dormouse_core::{
     fault,
@@ -31,6 +31,7 @@ use crate::{
     condition::Condition,
     launcher::Launch,
     node::Slots,
+    pace::Pace,
     supervisor::{self, Start, chain},
 };
 
@@ -89,12 +90,36 @@ pub struct WakeScheduler {
     condition: Condition,
     supervisor: supervisor::Handle,
     nudge: Arc<Notify>,
+    pace: Pace,
+    ends: Ends,
+}
+
+/// Where claims are taken from when more is due than is taken: the oldest wakes first, but one in
+/// [`Ends::ONE_IN`] from those that became due last. So a start behind a long backlog has its turn soon, and
+/// the backlog keeps most of the machine.
+#[derive(Debug, Default)]
+struct Ends {
+    /// Launches since the last one from the newest end.
+    since: usize,
+}
+
+impl Ends {
+    const ONE_IN: usize = 4;
+
+    /// How many of the next `room` launches are of the newest end.
+    fn newest_of(&mut self, room: usize) -> usize {
+        self.since += room;
+        let newest = self.since / Self::ONE_IN;
+        self.since %= Self::ONE_IN;
+        newest.min(room)
+    }
 }
 
 /// What a pass found.
 struct Pass {
     next_in: Duration,
-    /// All slots are taken, or the node claims nothing: nothing is looked for until that changes.
+    /// All slots are taken, or as many launches are under way as the machine carries well, or the node
+    /// claims nothing: nothing is looked for until that changes.
     full: bool,
 }
 
@@ -110,11 +135,13 @@ impl WakeScheduler {
     ) -> (Self, Handle) {
         let nudge = Arc::new(Notify::new());
         let handle = Handle { nudge: Arc::clone(&nudge) };
-        (Self { options, store, lease, slots, condition, supervisor, nudge }, handle)
+        let processors = thread::available_parallelism().map_or(1, usize::from);
+        let (pace, ends) = (Pace::new(processors, slots.total()), Ends::default());
+        (Self { options, store, lease, slots, condition, supervisor, nudge, pace, ends }, handle)
     }
 
     /// Runs until `shutdown`; fails only if trying again cannot help.
-    pub async fn run(self, shutdown: CancellationToken) -> Result<(), store::Error> {
+    pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), store::Error> {
         let mut notices = self.store.notices();
         let mut changes = self.condition.subscribe();
         let mut limits_at = Instant::now();
@@ -136,6 +163,7 @@ impl WakeScheduler {
                 // It lives as long as we do.
                 _ = changes.changed() => {}
                 () = self.slots.freed(), if pass.full => {}
+                () = self.pace.freed(), if pass.full => {}
                 () = self.nudge.notified(), if !pass.full => {}
                 open = woken(&mut notices), if !pass.full => if !open { return Ok(()) },
                 () = sleep(pause) => {}
@@ -145,19 +173,21 @@ impl WakeScheduler {
 
     /// Takes no input: the database says what is due, by its own clock.
     /// `limits_at`: when a time limit is due next, as far as is known.
-    async fn pass(&self, limits_at: &mut Instant) -> Result<Pass, store::Error> {
+    async fn pass(&mut self, limits_at: &mut Instant) -> Result<Pass, store::Error> {
         if Instant::now() >= *limits_at {
             *limits_at = Instant::now() + self.expire().await?.min(self.options.poll);
         }
-        let free = self.slots.free().min(self.options.batch);
+        let free = self.slots.free().min(self.pace.room()).min(self.options.batch);
         if free == 0 || !self.condition.now().claims() {
             return Ok(Pass { next_in: limits_at.saturating_duration_since(Instant::now()), full: true });
         }
         // Taken before the claim: the row's deadline cannot be earlier than this one.
         let register_by = Instant::now() + self.options.register_within();
         let limit = u32::try_from(free).unwrap_or(u32::MAX);
+        let newest = u32::try_from(self.ends.newest_of(free)).unwrap_or(0);
         let mut laps = Laps::begin();
-        let claimed = self.store.claim_due(&self.lease, limit, self.options.launch_deadline).await?;
+        let claimed =
+            self.store.claim_from_both_ends(&self.lease, limit, newest, self.options.launch_deadline).await?;
         laps.pass(timings::Launch::Claim);
         if !claimed.claims.is_empty() {
             fault::point("scheduler.claimed");
@@ -167,14 +197,14 @@ impl WakeScheduler {
             if let Some(limit) = limit_in(&claim, self.options.launch_deadline) {
                 *limits_at = (*limits_at).min(Instant::now() + limit);
             }
-            let of = claim.attempt_ref();
-            let start =
-                Start { of, launch: launch_of(claim, laps.clone()), register_by, slot: self.slots.take() };
+            let (of, under_way) = (claim.attempt_ref(), self.pace.begin(claim.digest));
+            let (launch, slot) = (launch_of(claim, laps.clone()), self.slots.take());
+            let start = Start { of, launch, register_by, slot, under_way };
             if !self.supervisor.start(start).await {
                 break; // It ended: the claims heal by their deadline or at the next start.
             }
         }
-        let full = self.slots.free() == 0;
+        let full = self.slots.free() == 0 || self.pace.room() == 0;
         let limits_in = limits_at.saturating_duration_since(Instant::now());
         Ok(Pass { next_in: claimed.next_due_in.min(limits_in), full })
     }
@@ -227,5 +257,18 @@ fn launch_of(claim: Claim, laps: Laps) -> Launch {
         token,
         env,
         laps,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_launch_in_four_is_of_the_newest_end_however_few_are_claimed_at_once() {
+        let mut ends = Ends::default();
+        let ones: Vec<usize> = (0..8).map(|_| ends.newest_of(1)).collect();
+        assert_eq!(ones, [0, 0, 0, 1, 0, 0, 0, 1]);
+        assert_eq!((ends.newest_of(16), ends.newest_of(6), ends.newest_of(2)), (4, 1, 1));
     }
 }

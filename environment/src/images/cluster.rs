@@ -172,7 +172,7 @@ pub async fn publish_missing(store: &Store, images: &Images) -> Result<u64, Publ
 async fn put_chunks(store: &Store, images: &Images, digest: Digest, size: u64) -> Result<(), PublishError> {
     let file = {
         let images = images.clone();
-        Arc::new(spawn_blocking(move || images.open_verified(&digest)).await??)
+        spawn_blocking(move || images.open_verified(&digest)).await??
     };
     for number in 1..=image_chunks(size) {
         let file = Arc::clone(&file);

@@ -14,7 +14,7 @@ pub(crate) mod sys;
 use std::{io, path::Path, sync::Arc};
 
 use dormouse_core::timings;
-use tokio::{sync::Semaphore, task::spawn_blocking};
+use tokio::task::spawn_blocking;
 use tracing::Span;
 
 pub(crate) use self::spawn::kill_unwatched;
@@ -25,9 +25,6 @@ pub use self::{
     sys::{SpawnError, Step, Usage},
 };
 use crate::{attempts::Attempts, images::Images, process};
-
-/// Launches at the same time. An exec is bound by the processor; more would only queue there.
-const AT_ONCE: usize = 16;
 
 /// Launches processes. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -42,7 +39,6 @@ struct Shared {
     replicas: Replicas,
     surroundings: Surroundings,
     boot_id: String,
-    turns: Arc<Semaphore>,
 }
 
 impl Launcher {
@@ -60,7 +56,6 @@ impl Launcher {
             replicas: Replicas::open(data, &surroundings.core_addresses)?,
             surroundings,
             boot_id: process::boot_id()?,
-            turns: Arc::new(Semaphore::new(AT_ONCE)),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -89,14 +84,9 @@ impl Launcher {
     /// Launches one attempt, on a blocking thread. Once begun it goes to its end, also when this
     /// future is dropped: its process is then found by its record at the next start.
     pub async fn launch(&self, launch: Launch) -> Result<Launched, LaunchError> {
-        let turn = self.shared.turns.clone().acquire_owned().await.map_err(|_| LaunchError::CutOff)?;
         let shared = Arc::clone(&self.shared);
         let span = Span::current();
-        let done = spawn_blocking(move || {
-            let launched = span.in_scope(|| shared.launch(launch));
-            drop(turn);
-            launched
-        });
+        let done = spawn_blocking(move || span.in_scope(|| shared.launch(launch)));
         done.await.map_err(|_| LaunchError::CutOff)?
     }
 }

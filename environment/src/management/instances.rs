@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use dormouse_core::{
     domain::{
-        id::InstanceId,
+        id::{InstanceId, InstanceKey},
         instance::{Life, State},
         signal::NewSignal,
         time::Micros,
@@ -141,9 +141,9 @@ impl Context {
         request: wire::WaitInstance,
         patience: &Patience<'_>,
     ) -> Result<wire::Instance, Refusal> {
-        let id = self.resolve(&request.id).await?;
+        let (id, key) = self.resolve_key(&request.id).await?;
         let until = Instant::now() + parse::at_most(request.for_micros, self.shared.options.longest_poll);
-        let watcher = self.shared.watchers.watch(self.find(&id).await?.key);
+        let watcher = self.shared.watchers.watch(key);
         loop {
             // Looked at after the watch began, so that no change falls in between.
             let instance = self.find(&id).await?;
@@ -205,10 +205,15 @@ impl Context {
 
     /// The instance that an id, or the unique beginning of one, stands for.
     pub(super) async fn resolve(&self, text: &str) -> Result<InstanceId, Refusal> {
+        self.resolve_key(text).await.map(|(id, _)| id)
+    }
+
+    async fn resolve_key(&self, text: &str) -> Result<(InstanceId, InstanceKey), Refusal> {
         let prefix = parse::id(text)?;
-        let id = self.store().resolve(&self.tenant, &prefix).await.map_err(|error| refuse(&error))?;
+        let store = self.store();
+        let (id, key) = store.resolve_key(&self.tenant, &prefix).await.map_err(|error| refuse(&error))?;
         logging::request_of(&id);
-        Ok(id)
+        Ok((id, key))
     }
 
     pub(super) async fn find(&self, id: &InstanceId) -> Result<Row, Refusal> {

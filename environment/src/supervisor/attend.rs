@@ -19,15 +19,16 @@ use dormouse_core::{
 };
 use dormouse_proto::code::{Coded, Retry};
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     task::spawn_blocking,
-    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout},
+    time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until, timeout},
 };
 use tracing::{debug, error, info, warn};
 
 use super::{
     Options,
     exit::Process,
+    ledger::Ledger,
     logs::{self, Keeper},
 };
 use crate::{
@@ -35,6 +36,7 @@ use crate::{
     images::{OpenError, cluster::Fetches},
     launcher::{Launch, LaunchError, Launched, Launcher},
     node::Slot,
+    pace::UnderWay,
 };
 
 /// What the supervisor wants of an attempt; each is more urgent than the one before.
@@ -64,9 +66,20 @@ pub(super) struct Shared {
     pub(super) fetches: Fetches,
     pub(super) lease: NodeLease,
     pub(super) failures: Failures,
+    pub(super) ledger: Ledger,
 }
 
 impl Shared {
+    /// Holds an ended attempt's output to its limit, keeps it, and removes what nobody needs.
+    async fn put_away(&self, id: AttemptId) {
+        let (attempts, limit) = (self.attempts.clone(), self.options.stream_bytes);
+        let done = spawn_blocking(move || {
+            logs::trim_all(&attempts.directory(&id), limit);
+            attempts.archive(&id)
+        });
+        note_put_away(done.await.map_err(io::Error::other).flatten());
+    }
+
     /// The process is gone, and its instance is to go on elsewhere at once. One that had recorded
     /// its own end by then keeps it.
     async fn hand_back(&self, orders: &watch::Receiver<Order>, of: AttemptRef) -> bool {
@@ -136,6 +149,10 @@ pub(super) struct Attend {
     pub(super) slot: Slot,
     /// The newest order; closed: the service ends and its processes stay.
     pub(super) orders: watch::Receiver<Order>,
+    /// Told when something of the instance changed.
+    pub(super) heard: Arc<Notify>,
+    /// Its place among the launches under way; none once it registered, or if it runs already.
+    pub(super) under_way: Option<UnderWay>,
 }
 
 /// How a watched process ended.
@@ -196,7 +213,7 @@ impl Attend {
     async fn not_launched(self, error: &LaunchError) {
         let reason = chain(error);
         warn!(%reason, "a launch failed");
-        drop(self.slot);
+        drop((self.slot, self.under_way));
         let (store, of) = (&self.shared.store, self.of);
         let retry_in = self.shared.failures.count(self.of.instance, &self.shared.options);
         if error.is_instances_fault() {
@@ -208,15 +225,16 @@ impl Attend {
 
     /// Claimed in the moment before the node was asked to drain.
     async fn not_begun(self) {
-        drop(self.slot);
+        drop((self.slot, self.under_way));
         self.shared.hand_back(&self.orders, self.of).await;
     }
 
     /// Until the process has ended: `None` if the service ends before and leaves it.
     async fn watch(&mut self, process: &Process, deadline: Option<Instant>) -> Option<Ending> {
         let options = &self.shared.options;
-        let mut keeper = Keeper::new(process.directory(), options.stream_bytes);
-        let mut tick = interval(options.trim_every);
+        // Most attempts are over before the first look at their output.
+        let mut keeper: Option<Keeper> = None;
+        let mut tick = interval_at(Instant::now() + options.trim_every, options.trim_every);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut ladder = Ladder { step: deadline.map_or(Step::None, Step::Register), ending: Ending::Itself };
         // One that came before anybody waited for changes.
@@ -242,9 +260,15 @@ impl Attend {
                 () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
                     self.climb(process, &mut ladder).await;
                 }
+                // What changes first after its launch is that it registers.
+                () = self.heard.notified(), if self.under_way.is_some() => {
+                    self.under_way.take().into_iter().for_each(UnderWay::over);
+                }
+                () = given_up(self.under_way.as_ref()) => self.under_way = None,
                 _ = tick.tick() => {
-                    keeper.hold().await;
-                    // Most attempts are over by the second tick and spare the database this.
+                    let directory = process.directory();
+                    keeper.get_or_insert_with(|| Keeper::new(directory, options.stream_bytes)).hold().await;
+                    // Most attempts are over by the first tick and spare the database this.
                     if !pid_told && process.age() >= options.trim_every {
                         pid_told = true;
                         self.tell_pid(process).await;
@@ -308,7 +332,7 @@ impl Attend {
     /// Everything of the attempt has ended: tell it, then put its files away. In this order: who
     /// is cut off in between finds the record at the next start and tells it again.
     async fn over(self, ending: Ending, report: ExitReport) {
-        drop(self.slot);
+        drop((self.slot, self.under_way));
         fault::point("supervisor.exit_seen");
         let seen = Instant::now();
         debug!(reason = %report.reason, "ended");
@@ -319,7 +343,9 @@ impl Attend {
             Ending::HandedBack => self.shared.hand_back(&self.orders, of).await,
             Ending::Itself => {
                 self.shared.failures.forget(of.instance);
-                let told = tell(&self.orders, || store.exited(of, report.clone())).await;
+                let in_order = report.reason == ExitReason::Code(0);
+                let told = in_order && self.shared.ledger.note(store, of, report.clone()).await
+                    || tell(&self.orders, || store.exited(of, report.clone())).await;
                 timings::launch(timings::Launch::Exit, seen.elapsed());
                 told
             }
@@ -332,8 +358,7 @@ impl Attend {
         };
         fault::point("supervisor.exit_told");
         if told {
-            logs::trim_all(self.shared.attempts.directory(&self.id), self.shared.options.stream_bytes).await;
-            put_away(self.shared.attempts.clone(), self.id).await;
+            self.shared.put_away(self.id).await;
             fault::point("supervisor.put_away");
         }
     }
@@ -366,7 +391,11 @@ where
 
 /// Removes what nobody needs of an ended attempt and keeps its output.
 pub(crate) async fn put_away(attempts: Attempts, id: AttemptId) {
-    let done = spawn_blocking(move || attempts.archive(&id)).await.map_err(io::Error::other).flatten();
+    let done = spawn_blocking(move || attempts.archive(&id)).await;
+    note_put_away(done.map_err(io::Error::other).flatten());
+}
+
+fn note_put_away(done: io::Result<()>) {
     if let Err(error) = done {
         // At the next start it is found and tried again.
         warn!(%error, "the files of an ended attempt cannot be put away");
@@ -382,6 +411,14 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         next = cause.source();
     }
     text
+}
+
+/// When a launch is not waited for any more.
+async fn given_up(under_way: Option<&UnderWay>) {
+    match under_way {
+        Some(under_way) => sleep_until(under_way.until()).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// What is done to a process next, and when.

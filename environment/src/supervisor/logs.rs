@@ -226,18 +226,22 @@ impl Keeper {
     }
 }
 
-/// Holds an ended attempt's files to their limit, before they are put away.
-pub(super) async fn trim_all(directory: AttemptDirectory, limit: u64) {
-    let trimmed = tokio::task::spawn_blocking(move || {
-        Stream::ALL.into_iter().try_for_each(|stream| trim(&directory.stream(stream), limit).map(drop))
-    });
-    if let Err(error) = trimmed.await.map_err(io::Error::other).flatten() {
-        tracing::warn!(%error, "output files cannot be held to their limit");
+/// Holds an ended attempt's files to their limit, before they are put away. Blocking.
+pub(super) fn trim_all(directory: &AttemptDirectory, limit: u64) {
+    for stream in Stream::ALL {
+        if let Err(error) = trim(&directory.stream(stream), limit) {
+            tracing::warn!(%error, "an output file cannot be held to its limit");
+        }
     }
 }
 
 /// Holds a growing file to its limit; answers how many bytes were dropped now. Blocking.
 pub fn trim(path: &Path, limit: u64) -> io::Result<u64> {
+    // Most write little or nothing, and are not opened.
+    match std::fs::metadata(path) {
+        Ok(file) if file.len() < limit.saturating_add(BLOCK) => return Ok(0),
+        Ok(_) | Err(_) => {}
+    }
     let file = match OpenOptions::new().write(true).read(true).open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(0),

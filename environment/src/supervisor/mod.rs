@@ -3,6 +3,7 @@
 //! - [`exit`]: one process until its end, and how it ended.
 //! - [`adopt`]: which processes of this service's earlier life still run.
 //! - [`attend`]: one attempt from its launch until its end is told.
+//! - [`ledger`]: ends that leave nothing to decide, told together.
 //! - [`logs`]: output files, held to a limit and read by offset.
 //!
 //! The component [`Supervisor`] holds one task per attempt, compares what runs here with what the
@@ -18,6 +19,7 @@ mod adopt;
 mod attend;
 mod exit;
 mod group;
+mod ledger;
 pub mod logs;
 
 use std::{
@@ -33,17 +35,20 @@ use dormouse_core::{
 };
 use dormouse_proto::code::{Code, Coded};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     task::{JoinError, JoinSet},
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, info, warn};
 
-use self::attend::{Attend, Failures, Order, Shared, Work};
 pub use self::{
     adopt::{Found, adopt},
     exit::{Exit, Grace, Process, STDERR_TAIL},
+};
+use self::{
+    attend::{Attend, Failures, Order, Shared, Work},
+    ledger::Ledger,
 };
 use crate::{
     attempts::{AttemptId, Attempts},
@@ -51,6 +56,7 @@ use crate::{
     images::cluster::Fetches,
     launcher::{Launch, Launcher},
     node::{Slot, Slots},
+    pace::UnderWay,
 };
 
 pub(crate) use self::attend::{chain, put_away};
@@ -122,6 +128,8 @@ pub struct Start {
     pub register_by: Instant,
     /// Its slot.
     pub slot: Slot,
+    /// Its place among the launches under way.
+    pub under_way: UnderWay,
 }
 
 /// An attempt whose process outlived the service.
@@ -170,9 +178,28 @@ pub struct Supervisor {
     condition: watch::Receiver<Facts>,
     starts: mpsc::Receiver<Start>,
     tasks: JoinSet<AttemptRef>,
-    tracked: HashMap<AttemptRef, watch::Sender<Order>>,
+    tracked: HashMap<AttemptRef, Tracked>,
     /// Instances of which a notice came since the last comparison.
     noticed: Noticed,
+}
+
+/// What the loop holds of an attempt. Dropped, it tells the attempt's task that the service ends.
+#[derive(Debug)]
+struct Tracked {
+    orders: watch::Sender<Order>,
+    /// Something of its instance changed.
+    heard: Arc<Notify>,
+}
+
+impl Tracked {
+    /// Only ever more urgent.
+    fn order(&self, new: Order) {
+        self.orders.send_if_modified(|order| {
+            let more = new > *order;
+            *order = new.max(*order);
+            more
+        });
+    }
 }
 
 /// About whom something was told.
@@ -205,7 +232,9 @@ impl Supervisor {
         let (sender, starts) = mpsc::channel(QUEUE);
         let fetches = Fetches::new(store.clone(), launcher.images().clone());
         let (failures, condition) = (Failures::default(), condition.subscribe());
-        let shared = Shared { options, store, attempts, launcher, fetches, lease: lease.clone(), failures };
+        let (lease_of, ledger) = (lease.clone(), Ledger::default());
+        let shared =
+            Shared { options, store, attempts, launcher, fetches, lease: lease_of, failures, ledger };
         let (tracked, noticed) = (HashMap::new(), Noticed { all: true, ..Noticed::default() });
         let tasks = JoinSet::new();
         let this =
@@ -219,9 +248,10 @@ impl Supervisor {
         let mut notices = self.shared.store.notices();
         for Adopted { of, id, process } in adopted {
             let slot = self.slots.take();
-            self.attend(of, id, slot, Work::Adopted(process));
+            self.attend(of, id, slot, None, Work::Adopted(process));
         }
         let (mut look_at, mut poll_at) = (Instant::now(), Instant::now() + self.shared.options.poll);
+        let mut looked_at = Instant::now();
         loop {
             tokio::select! {
                 biased;
@@ -231,24 +261,27 @@ impl Supervisor {
                 // It lives as long as the node.
                 _ = self.condition.changed() => {
                     if self.suspends() {
-                        self.tracked.values().for_each(|orders| order(orders, Order::HandBack));
+                        self.tracked.values().for_each(|tracked| tracked.order(Order::HandBack));
                     }
                 }
                 Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => {
                     self.tracked.remove(&done?);
                 }
                 Some(start) = self.starts.recv() => {
-                    let Start { of, launch, register_by, slot } = start;
+                    let Start { of, launch, register_by, slot, under_way } = start;
                     let id = launch.id.clone();
-                    self.attend(of, id, slot, Work::Launch(Box::new(launch), register_by));
+                    let work = Work::Launch(Box::new(launch), register_by);
+                    self.attend(of, id, slot, Some(under_way), work);
                 }
                 open = concerned(&mut notices, &self.tracked, &mut self.noticed) => {
                     if !open { return self.leave_all().await }
-                    look_at = look_at.min(Instant::now() + self.shared.options.look_delay);
+                    // At once, unless there was a look a moment ago: many notices come together.
+                    look_at = look_at.min((looked_at + self.shared.options.look_delay).max(Instant::now()));
                 }
                 () = sleep_until(look_at), if !self.tracked.is_empty() => {
                     let poll = self.shared.options.poll;
                     let now = Instant::now();
+                    looked_at = now;
                     if now >= poll_at {
                         self.noticed.all = true;
                         poll_at = now + poll;
@@ -271,12 +304,13 @@ impl Supervisor {
         }
     }
 
-    fn attend(&mut self, of: AttemptRef, id: AttemptId, slot: Slot, work: Work) {
+    fn attend(&mut self, of: AttemptRef, id: AttemptId, slot: Slot, under_way: Option<UnderWay>, work: Work) {
         let first = if self.suspends() { Order::HandBack } else { Order::Run };
         let (sender, orders) = watch::channel(first);
+        let heard = Arc::new(Notify::new());
         let span = logging::attempt(&id.tenant, &id.instance, id.attempt.0);
-        let attend = Attend { shared: Arc::clone(&self.shared), of, id, slot, orders };
-        self.tracked.insert(of, sender);
+        self.tracked.insert(of, Tracked { orders: sender, heard: Arc::clone(&heard) });
+        let attend = Attend { shared: Arc::clone(&self.shared), of, id, slot, orders, heard, under_way };
         let work = async move {
             attend.run(work).await;
             of
@@ -304,8 +338,8 @@ impl Supervisor {
                 }
                 Superseded::Fenced | Superseded::Ended(_, EndedBy::Node | EndedBy::Deadline) => Order::Ask,
             };
-            if let Some(orders) = self.tracked.get(&of) {
-                order(orders, urgency);
+            if let Some(tracked) = self.tracked.get(&of) {
+                tracked.order(urgency);
             }
         }
         Ok(overdue.next_in)
@@ -331,9 +365,7 @@ impl Supervisor {
     /// once nobody claims any more: no crash is counted.
     async fn end_all(&mut self, how: Order) -> Result<(), Error> {
         self.starts.close();
-        for orders in self.tracked.values() {
-            order(orders, how);
-        }
+        self.tracked.values().for_each(|tracked| tracked.order(how));
         self.shared.fetches.stop().await;
         let mut n_ended = 0;
         while let Some(done) = self.tasks.join_next().await {
@@ -357,30 +389,25 @@ impl Supervisor {
 /// Notes a notice about something that runs here, and returns; false: the store is closed.
 async fn concerned(
     notices: &mut Notices,
-    tracked: &HashMap<AttemptRef, watch::Sender<Order>>,
+    tracked: &HashMap<AttemptRef, Tracked>,
     noticed: &mut Noticed,
 ) -> bool {
     loop {
         match notices.next().await {
-            Some(Notice::Instance(key)) if tracked.keys().any(|of| of.instance == key) => {
-                noticed.some.insert(key);
-                return true;
+            Some(Notice::Instance(key)) => {
+                let mut ours = tracked.iter().filter(|(of, _)| of.instance == key).peekable();
+                if ours.peek().is_some() {
+                    ours.for_each(|(_, tracked)| tracked.heard.notify_waiters());
+                    noticed.some.insert(key);
+                    return true;
+                }
             }
             Some(Notice::Everything) => {
                 noticed.all = true;
                 return true;
             }
-            Some(Notice::Instance(_) | Notice::Wakes | Notice::Tokens | Notice::Images) => {}
+            Some(Notice::Wakes | Notice::Tokens | Notice::Images) => {}
             None => return false,
         }
     }
-}
-
-/// Only ever more urgent.
-fn order(orders: &watch::Sender<Order>, new: Order) {
-    orders.send_if_modified(|order| {
-        let more = new > *order;
-        *order = new.max(*order);
-        more
-    });
 }
