@@ -276,11 +276,13 @@ impl Listener {
 
     async fn accept(&self, connections: &mut JoinSet<()>, shutdown: &CancellationToken) -> Result<(), Error> {
         let listening = self.shared.sessions.listen(self.shared.store.notices());
-        tokio::pin!(listening);
+        let looking = self.shared.sessions.look_again(&self.shared.store, self.shared.poll);
+        tokio::pin!(listening, looking);
         loop {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return Ok(()),
+                never = &mut looking => match never {},
                 () = &mut listening => return Err(Error::StoreClosed),
                 () = self.shared.store.broken() => return Err(Error::StoreBroken),
                 Some(done) = connections.join_next() => report(done),

@@ -1,12 +1,13 @@
 //! Who is connected, and telling them what changed.
 //!
 //! A notice of the store only nudges: the session then reads its inbox and, if it differs from what the process
-//! was told, pushes all of it. A slow poll stands beneath, so a lost notice costs latency and nothing else. It
-//! also finds out that the instance was ended, or that a newer attempt or session took over, and then tells the
-//! process that it is fenced.
+//! was told, pushes all of it. A slow poll stands beneath, one look for all sessions together, so a lost notice
+//! costs latency and nothing else. A session also finds out that the instance was ended, or that a newer attempt or
+//! session took over, and then tells the process that it is fenced.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,7 +17,7 @@ use dormouse_proto::code::{Code, Coded};
 use dormouse_proto::instance::ServerFrame;
 use dormouse_proto::instance::server_frame::Outcome;
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -24,7 +25,7 @@ use super::request;
 use super::wire::of_inbox;
 use crate::domain::id::InstanceKey;
 use crate::domain::instance::Writer;
-use crate::store::{Inbox, Notice, Notices, Session, Store};
+use crate::store::{Inbox, Notice, Notices, Session, Stamp, Store};
 
 /// The sessions of this core: at most one for each instance.
 #[derive(Debug, Default)]
@@ -87,6 +88,32 @@ impl Sessions {
                 // For those who launch.
                 Notice::Wakes | Notice::Tokens | Notice::Images => {}
             }
+        }
+    }
+
+    /// Nudges the sessions of which something changed that no notice may have told: one look at all of them each
+    /// `poll`. A session that it has not seen before is nudged once.
+    pub(super) async fn look_again(&self, store: &Store, poll: Duration) -> Infallible {
+        let mut seen: HashMap<InstanceKey, (Writer, Option<Stamp>)> = HashMap::new();
+        loop {
+            sleep(poll).await;
+            let seats: Vec<_> = self.lock().iter().map(|(key, seat)| (*key, Arc::clone(seat))).collect();
+            let keys: Vec<_> = seats.iter().map(|(key, _)| *key).collect();
+            let stamps = match store.stamps(&keys).await {
+                Ok(stamps) => stamps,
+                Err(error) => {
+                    warn!(%error, code = %error.code(), "looking after the sessions failed; looking again");
+                    continue;
+                }
+            };
+            let now = seats.into_iter().map(|(key, seat)| {
+                let stamp = (seat.writer, stamps.get(&key).copied());
+                if seen.get(&key) != Some(&stamp) {
+                    seat.nudge.notify_one();
+                }
+                (key, stamp)
+            });
+            seen = now.collect();
         }
     }
 
@@ -199,17 +226,24 @@ impl Pusher {
 }
 
 /// Keeps the process informed. `told` is what it has heard at its registration. Returns when it is fenced.
+/// `again`: from a look that failed to the next.
 pub(super) async fn inform(
     store: &Store,
     session: &Session,
     seat: &Seat,
     pusher: &Pusher,
     mut told: Inbox,
-    poll: Duration,
+    again: Duration,
 ) {
+    let mut failed = false;
     loop {
-        // Nudged or not: a notice may have been lost.
-        let _ = timeout(poll, seat.nudge.notified()).await;
+        let nudged = seat.nudge.notified();
+        if failed {
+            let _ = timeout(again, nudged).await;
+        } else {
+            nudged.await;
+        }
+        failed = false;
         if seat.is_leaving() {
             // It will hear that it is over; should it not be, it is nudged again.
             continue;
@@ -228,7 +262,10 @@ pub(super) async fn inform(
                     return;
                 }
             }
-            Err(error) => warn!(%error, code = %error.code(), "looking into an inbox failed; looking again"),
+            Err(error) => {
+                failed = true;
+                warn!(%error, code = %error.code(), "looking into an inbox failed; looking again");
+            }
         }
     }
 }

@@ -14,7 +14,7 @@
 //! | `sql`, `commit`, `open`, `sqlite`, `postgres`, `migrate` | the machinery |
 //! | `life` | the instance's row as a `Life`, and its one guarded write |
 //! | `start`, `instances`, `controls`, `signals`, `images`, `image_chunks`, `attempts`, `events`, `retention` | what controllers and people ask |
-//! | `sessions`, `checkpoints` | what an instance's process asks |
+//! | `sessions`, `checkpoints`, `stamps` | what an instance's process asks |
 //! | `nodes`, `wakes`, `turns`, `exits` | what a node asks |
 //! | `spares` | which processes are kept, and their key |
 //! | `tenants`, `tokens` | whose all of it is, and who may ask |
@@ -52,6 +52,7 @@ mod signals;
 mod spares;
 mod sql;
 mod sqlite;
+mod stamps;
 mod start;
 mod tenants;
 mod tokens;
@@ -92,6 +93,7 @@ pub use sessions::{Given, Inbox, OwnStatus, Registration, Session, Suspension, T
 pub use signals::Sent;
 pub use spares::{ImageOptions, Kept};
 pub use sql::Kind;
+pub use stamps::Stamp;
 pub use start::{StartRequest, Started};
 pub use tenants::{RunningQuota, TenantUse};
 pub use tokens::{NewToken, Standing, Token};

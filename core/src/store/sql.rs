@@ -58,6 +58,12 @@ pub(super) const FRAGMENTS: &[(&str, &str, &str)] = &[
     // The elements of the JSON array `$1`, one row each: `value ->> 0` is the first entry of one that is an
     // array itself.
     ("{each}", "json_each($1)", "json_array_elements(CAST($1 AS json))"),
+    // The numbers of the JSON array `$1`.
+    (
+        "{keys}",
+        "SELECT value FROM json_each($1)",
+        "SELECT CAST(value AS BIGINT) FROM json_array_elements_text(CAST($1 AS json))",
+    ),
     // Whether the server takes no writes: a standby, or an administrator's choice.
     ("{read_only}", "0", "CASE WHEN current_setting('transaction_read_only') = 'on' THEN 1 ELSE 0 END"),
     // The database's clock in microseconds; on SQLite it is the machine's and always an argument.

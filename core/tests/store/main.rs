@@ -16,7 +16,7 @@ mod contract;
 mod db;
 mod faults;
 #[path = "../../../tests/src/load.rs"]
-#[expect(unreachable_pub, reason = "elsewhere it is a library's")]
+#[expect(unreachable_pub, clippy::disallowed_methods, reason = "elsewhere it is a library's, of tests")]
 mod load;
 mod plans;
 mod postgres;

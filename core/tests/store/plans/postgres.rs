@@ -41,7 +41,7 @@ const TYPES: &[(&str, &str)] = &[(
 )];
 
 async fn plan(conn: &mut PgConnection, text: &str, types: &str) -> Value {
-    let arguments = (1..).take_while(|n| text.contains(&format!("${n}"))).count();
+    let arguments = (1..100).take_while(|n| text.contains(&format!("${n}"))).count();
     let nulls = vec!["NULL"; arguments].join(", ");
     let given = if arguments == 0 { String::new() } else { format!("({nulls})") };
     run(conn, &format!("PREPARE judged {types} AS {text}")).await;

@@ -41,7 +41,9 @@ pub(crate) fn statements() -> Vec<Statement> {
         })
         .collect();
     let mut everywhere = Macros::new();
-    sources.iter().for_each(|(_, tokens)| macros(tokens, &mut everywhere));
+    for (_, tokens) in &sources {
+        macros(tokens, &mut everywhere);
+    }
     let fragments = sources.iter().find_map(|(_, tokens)| fragments(tokens)).expect("sql.rs has FRAGMENTS");
     let mut found = Vec::new();
     for (name, tokens) in &sources {
