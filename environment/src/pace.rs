@@ -22,8 +22,12 @@ use tokio::{sync::Notify, time::Instant};
 /// A launch among others may take so many times as long as the quickest: enough to keep the processors and the
 /// disk busy while some wait, and no more.
 const TOLERANCE: f64 = 6.0;
-/// The quickest time grows by this part with each launch, so that it is forgotten after some thousands.
-const FORGET: f64 = 1.0 / 2048.0;
+/// So many launches for each processor are never too many: what a launch takes grows with other work, too (starts,
+/// endings, workflows), and fewer launches would not make that less.
+const LEAST: usize = 4;
+/// The quickest time grows by this part with each launch, so that it is forgotten after some hundred thousand: a
+/// burst of thousands must not become what is held for usual.
+const FORGET: f64 = 1.0 / 65_536.0;
 /// Images whose quickest time is remembered; beyond it all are measured anew.
 const IMAGES: usize = 1000;
 /// A launch of which nothing was heard for so long is not waited for any more: its registration was not told to
@@ -44,7 +48,7 @@ struct Measure {
 impl Measure {
     fn new(least: usize, most: usize) -> Self {
         let (least, most) = (as_f64(least.max(1)), as_f64(most.max(1)));
-        // Twice the processors: what is under way waits about as often as it works.
+        // What is under way waits about as often as it works.
         Self { room: (least * 2.0).min(most), least: least.min(most), most, round: 0, slow: 0 }
     }
 
@@ -108,7 +112,11 @@ struct State {
 impl Pace {
     /// For a machine with so many processors, and at most so many launches at once.
     pub fn new(processors: usize, most: usize) -> Self {
-        let state = State { measure: Measure::new(processors, most), best: Best::default(), under_way: 0 };
+        let state = State {
+            measure: Measure::new(processors.saturating_mul(LEAST), most),
+            best: Best::default(),
+            under_way: 0,
+        };
         Self { shared: Arc::new(Shared { state: Mutex::new(state), freed: Notify::new() }) }
     }
 
@@ -226,7 +234,7 @@ mod tests {
         assert_eq!(best.ratio(IMAGE, quick), 1.0);
         assert_eq!(best.ratio(Digest([2; 32]), slow), 1.0);
         assert!(best.ratio(IMAGE, slow) > 40.0);
-        (0..20_000).for_each(|_| _ = best.ratio(IMAGE, slow));
+        (0..400_000).for_each(|_| _ = best.ratio(IMAGE, slow));
         assert_eq!(best.ratio(IMAGE, slow), 1.0);
     }
 
