@@ -5,11 +5,10 @@ use dormouse_proto::{
     call::{Caller, InstanceProtocol, Protocol, Pushes},
     endpoint::{self, ConnectError},
     instance::{
-        self as wire, Checkpoint, Completed, CustomEvent, Failed, Failure, GetCheckpoint,
-        GetInstanceStatus, Heartbeat, Hello, InstanceEvent, ListCheckpoints, OperationName, Payload,
-        PollSignals, Progress, RegisterInstance, Registered, SignalAck, Standby, Suspend, Wait,
-        checkpoint::Value, client_frame::Operation, instance_event::Event, server_frame::Outcome,
-        stored_checkpoint,
+        self as wire, Checkpoint, Completed, CustomEvent, Failed, Failure, GetCheckpoint, GetInstanceStatus,
+        Heartbeat, Hello, InstanceEvent, ListCheckpoints, OperationName, Payload, PollSignals, Progress,
+        RegisterInstance, Registered, SignalAck, Standby, Suspend, Wait, checkpoint::Value,
+        client_frame::Operation, instance_event::Event, server_frame::Outcome, stored_checkpoint,
     },
     launch::LaunchDocument,
 };

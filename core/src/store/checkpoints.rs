@@ -3,13 +3,15 @@
 //! A save writes no instance row. Its one statement holds the row's guard and inserts; only
 //! where that stores nothing is it asked why: fenced, stored before, or too many.
 
+use std::borrow::Cow;
+
 use super::{
     Store,
     commit::{LockOrder, Request},
     error::{Error, Result},
     events::{self, NewEvent},
     life::{self, Target},
-    payload,
+    payload, save_set,
     sessions::Session,
     signals,
     sql::{Row, Stmt, Tx, args, stmt, storable},
@@ -18,7 +20,7 @@ use crate::domain::{
     checkpoint::{Kind, NewCheckpoint, NewValue, Operation, StoredCheckpoint, Value},
     event::EventKind,
     id::{InstanceId, InstanceKey, Key, Tenant},
-    instance::Cancel,
+    instance::{Cancel, Writer},
     payload::Payload,
     time::{Micros, span},
 };
@@ -105,10 +107,29 @@ impl PageLimits {
     }
 }
 
-struct Save {
+/// A checkpoint that a session saves.
+pub(super) struct Save {
     session: Session,
     checkpoint: NewCheckpoint,
-    max: u64,
+    pub(super) max: u64,
+}
+
+/// A save as the columns of its row.
+pub(super) struct Columns<'a> {
+    pub(super) instance: InstanceKey,
+    pub(super) tenant: &'a str,
+    pub(super) by: Writer,
+    pub(super) name: &'a str,
+    pub(super) op_key: &'a str,
+    pub(super) slot: u32,
+    pub(super) kind: &'static str,
+    pub(super) due_at: Option<i64>,
+    /// Microseconds from the moment when it is stored.
+    pub(super) due_in: Option<i64>,
+    pub(super) data: Option<&'a [u8]>,
+    pub(super) encoding: Option<&'static str>,
+    pub(super) type_name: Option<&'a str>,
+    pub(super) note: Cow<'a, str>,
 }
 
 impl Request for Save {
@@ -120,6 +141,10 @@ impl Request for Save {
 
     fn order(&self) -> LockOrder {
         LockOrder::Instance(self.session.instance)
+    }
+
+    fn bytes(&self) -> usize {
+        self.payload().map_or(0, |payload| payload.data.len())
     }
 
     async fn run(&self, tx: &mut Tx<'_>) -> Result<Self::Answer> {
@@ -147,20 +172,62 @@ impl Request for Save {
     }
 
     async fn run_single(&self, tx: &mut Tx<'_>) -> Result<Option<Self::Answer>> {
-        match &self.checkpoint.value {
-            NewValue::Payload(_) | NewValue::DueIn(_) | NewValue::DueAt(_) => {
-                self.guarded_insert(tx, self.payload()).await
-            }
-            NewValue::TakeSignal(_) | NewValue::FeelCancel => Ok(None),
-        }
+        if self.is_one_statement() { self.guarded_insert(tx, self.payload()).await } else { Ok(None) }
+    }
+
+    fn gathers(&self) -> bool {
+        self.is_one_statement()
+    }
+
+    async fn run_set(saves: &[&Self], tx: &mut Tx<'_>) -> Result<Vec<Option<Self::Answer>>> {
+        save_set::run(saves, tx).await
     }
 }
 
 impl Save {
+    /// Whether it writes nothing but its checkpoint.
+    fn is_one_statement(&self) -> bool {
+        match &self.checkpoint.value {
+            NewValue::Payload(_) | NewValue::DueIn(_) | NewValue::DueAt(_) => true,
+            NewValue::TakeSignal(_) | NewValue::FeelCancel => false,
+        }
+    }
+
     fn payload(&self) -> Option<&Payload> {
         match &self.checkpoint.value {
             NewValue::Payload(payload) => Some(payload),
             NewValue::DueIn(_) | NewValue::DueAt(_) | NewValue::TakeSignal(_) | NewValue::FeelCancel => None,
+        }
+    }
+
+    /// Its row, with what it brings itself.
+    pub(super) fn columns(&self) -> Columns<'_> {
+        self.columns_with(self.payload())
+    }
+
+    fn columns_with<'a>(&'a self, payload: Option<&'a Payload>) -> Columns<'a> {
+        let NewCheckpoint { operation, kind, value, note } = &self.checkpoint;
+        let (due_at, due_in) = match value {
+            NewValue::DueAt(at) => (Some(at.0), None),
+            // Half of the range: the sum with any clock stays inside it.
+            NewValue::DueIn(pause) => (None, Some(span(*pause).min(i64::MAX / 2))),
+            NewValue::Payload(_) | NewValue::TakeSignal(_) | NewValue::FeelCancel => (None, None),
+        };
+        let (data, encoding, type_name) = payload::columns(payload);
+        Columns {
+            instance: self.session.instance,
+            tenant: self.session.tenant.as_str(),
+            by: self.session.writer,
+            name: operation.name.as_str(),
+            op_key: operation.key.as_str(),
+            slot: operation.slot,
+            kind: kind.as_str(),
+            due_at,
+            due_in,
+            data,
+            encoding,
+            type_name,
+            note: storable(note),
         }
     }
 
@@ -170,50 +237,51 @@ impl Save {
         tx: &mut Tx<'_>,
         payload: Option<&Payload>,
     ) -> Result<Option<(Saved, Micros)>> {
-        let Session { instance, tenant, writer, .. } = &self.session;
-        let NewCheckpoint { operation, kind, value, note } = &self.checkpoint;
-        let (due_at, due_in) = match value {
-            NewValue::DueAt(at) => (Some(at.0), None),
-            // Half of the range: the sum with any clock stays inside it.
-            NewValue::DueIn(pause) => (None, Some(span(*pause).min(i64::MAX / 2))),
-            NewValue::Payload(_) | NewValue::TakeSignal(_) | NewValue::FeelCancel => (None, None),
-        };
-        let (data, encoding, type_name) = payload::columns(payload);
-        let note = storable(note);
+        let c = self.columns_with(payload);
         let args = args![
-            *instance,
-            tenant,
-            writer.attempt,
-            writer.session,
+            c.instance,
+            c.tenant,
+            c.by.attempt,
+            c.by.session,
             tx.given_now(),
-            &operation.name,
-            &operation.key,
-            operation.slot,
-            kind.as_str(),
-            due_at,
-            due_in,
-            data,
-            encoding,
-            type_name,
-            &note,
+            c.name,
+            c.op_key,
+            c.slot,
+            c.kind,
+            c.due_at,
+            c.due_in,
+            c.data,
+            c.encoding,
+            c.type_name,
+            &c.note,
             self.max,
         ];
-        let Some(row) = tx.write_fetch(&SAVE, args).await?.pop() else { return Ok(None) };
+        let row = tx.write_if(&SAVE, args).await?;
+        row.map(|row| self.stored_with(&row, payload)).transpose()
+    }
+
+    /// The answer to a save whose row was stored.
+    pub(super) fn stored(&self, row: &Row) -> Result<(Saved, Micros)> {
+        self.stored_with(row, self.payload())
+    }
+
+    fn stored_with(&self, row: &Row, payload: Option<&Payload>) -> Result<(Saved, Micros)> {
         let stored_at = row.at("stored_at")?;
         let value = match (payload, row.opt_at("due_at")?) {
             (Some(payload), _) => Value::Payload(payload.clone()),
             (None, Some(due_at)) => Value::Due(due_at),
             (None, None) => Value::Cancelled,
         };
+        let NewCheckpoint { operation, kind, value: _, note } = &self.checkpoint;
         let stored = StoredCheckpoint {
             operation: operation.clone(),
             kind: *kind,
-            attempt: writer.attempt,
+            attempt: self.session.writer.attempt,
             value,
             stored_at,
-            note: note.into_owned(),
+            note: storable(note).into_owned(),
         };
-        Ok(Some((Saved::Stored(stored), stored_at)))
+        Ok((Saved::Stored(stored), stored_at))
     }
 
     /// Inserts under a lock that this transaction holds, where nothing is stored yet.

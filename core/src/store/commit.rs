@@ -2,18 +2,26 @@
 //! transaction.
 //!
 //! There is no timer: an idle writer commits at once, a busy one in batches of what came
-//! meanwhile. Each caller gets its own outcome. If a statement fails, the batch is rolled back
-//! and each request is repeated alone, so that one cannot spoil another. A caller that stops
-//! waiting does not stop its request: no request's future owns a transaction.
+//! meanwhile. Neighbours of one kind that can be ([`Request::gathers`]) are one statement; a batch
+//! that is nothing else commits with it, without a transaction around. Each caller gets its own
+//! outcome. If a statement fails, the batch is rolled back and each request is repeated alone, so
+//! that one cannot spoil another. A caller that stops waiting does not stop its request: no
+//! request's future owns a transaction.
 //!
 //! An answer is sent only after the commit that makes it durable (invariant 1). Row locks are
 //! taken in one order by everybody ([`LockOrder`]), so that batches cannot deadlock; where
 //! another process makes one fail nevertheless, it is repeated.
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    any::{Any, TypeId},
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
-    sync::{Mutex, mpsc, oneshot},
+    sync::{Mutex, oneshot},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -23,6 +31,7 @@ use super::{
     error::{Error, Result, is_connection_lost, is_flush_failed, is_turned_away},
     notices::Hub,
     open::Connector,
+    queue::{BatchLimits, Queue, Room},
     sql::{Conn, Tx},
 };
 use crate::domain::id::{InstanceId, InstanceKey, Tenant};
@@ -31,10 +40,11 @@ use crate::{
     timings::{self, Committed},
 };
 
-/// Requests that one transaction takes at most: bounds the time to the first answer.
-const BATCH: usize = 256;
-/// Requests that wait for a writer or for the readers; beyond it callers wait to queue.
-pub(super) const QUEUE: usize = 1024;
+/// What one transaction takes at most: bounds the time to the first answer. In bytes a quarter of
+/// the largest payload, which is a batch of its own.
+const BATCH: BatchLimits = BatchLimits { requests: 256, bytes: 1 << 20 };
+/// A reader looks for one request at a time: others are free for the next.
+const ONE: BatchLimits = BatchLimits { requests: 1, bytes: usize::MAX };
 /// Times a request is tried that lost a race inside the database.
 const TRIES: u32 = 8;
 
@@ -73,6 +83,11 @@ pub(super) trait Request: Send + Sync + 'static {
         LockOrder::Last
     }
 
+    /// Bytes that it holds in memory while it waits, as far as they are worth counting.
+    fn bytes(&self) -> usize {
+        0
+    }
+
     /// Judges and writes.
     fn run(&self, tx: &mut Tx<'_>) -> impl Future<Output = Result<Self::Answer>> + Send;
 
@@ -82,13 +97,41 @@ pub(super) trait Request: Send + Sync + 'static {
         let _ = tx;
         async { Ok(None) }
     }
+
+    /// Whether it may be one of several in [`Self::run_set`].
+    fn gathers(&self) -> bool {
+        false
+    }
+
+    /// The same for several, in this order, as one statement, which commits by itself where no
+    /// transaction is open. An answer for each; `None`: it could not decide, and nothing of that one
+    /// was written.
+    fn run_set(
+        requests: &[&Self],
+        tx: &mut Tx<'_>,
+    ) -> impl Future<Output = Result<Vec<Option<Self::Answer>>>> + Send
+    where
+        Self: Sized,
+    {
+        let _ = tx;
+        let undecided = requests.iter().map(|_| None).collect();
+        async { Ok(undecided) }
+    }
 }
 
 type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
+/// Runs neighbours of one kind as one statement and keeps their outcomes.
+type RunSet = for<'a> fn(&'a mut [Box<dyn Work>], &'a mut Tx<'_>) -> BoxFuture<'a, Result<()>>;
+
 /// A request of any type with its caller.
-pub(super) trait Work: Send {
+pub(super) trait Work: Any + Send {
     fn order(&self) -> LockOrder;
+    fn bytes(&self) -> usize;
+    /// Its kind, and how to run several of it together; none: it runs by itself.
+    fn gathers(&self) -> Option<(TypeId, RunSet)>;
+    /// Whether it has an outcome.
+    fn is_decided(&self) -> bool;
     fn repeatable(&self) -> bool;
     /// Runs it and keeps the outcome. `Err`: roll back.
     fn run<'a>(&'a mut self, tx: &'a mut Tx<'_>) -> BoxFuture<'a, Result<()>>;
@@ -101,18 +144,55 @@ pub(super) trait Work: Send {
 }
 
 /// A request in a queue.
-struct Queued<R: Request> {
+pub(super) struct Queued<R: Request> {
     request: R,
     outcome: Option<Result<R::Answer>>,
     caller: oneshot::Sender<Told<R::Answer>>,
+    _room: Room,
 }
 
 /// What a caller hears: the outcome, and when it came about if a transaction decided it.
 type Told<T> = (Result<T>, Option<Committed>);
 
+impl<R: Request> Queued<R> {
+    pub(super) fn new(request: R, caller: oneshot::Sender<Told<R::Answer>>, room: Room) -> Self {
+        Self { request, outcome: None, caller, _room: room }
+    }
+
+    fn run_set<'a>(works: &'a mut [Box<dyn Work>], tx: &'a mut Tx<'_>) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let mut all: Vec<&mut Self> = works.iter_mut().filter_map(Self::of).collect();
+            let requests: Vec<&R> = all.iter().map(|queued| &queued.request).collect();
+            let answers = R::run_set(&requests, tx).await?;
+            for (queued, answer) in all.iter_mut().zip(answers) {
+                queued.outcome = answer.map(Ok);
+            }
+            Ok(())
+        })
+    }
+
+    fn of(work: &mut Box<dyn Work>) -> Option<&mut Self> {
+        let any: &mut dyn Any = work.as_mut();
+        any.downcast_mut()
+    }
+}
+
 impl<R: Request> Work for Queued<R> {
     fn order(&self) -> LockOrder {
         self.request.order()
+    }
+
+    fn bytes(&self) -> usize {
+        self.request.bytes()
+    }
+
+    fn gathers(&self) -> Option<(TypeId, RunSet)> {
+        let run_set: RunSet = Self::run_set;
+        self.request.gathers().then_some((TypeId::of::<R>(), run_set))
+    }
+
+    fn is_decided(&self) -> bool {
+        self.outcome.is_some()
     }
 
     fn repeatable(&self) -> bool {
@@ -148,38 +228,6 @@ impl<R: Request> Work for Queued<R> {
 
     fn fail(self: Box<Self>, error: Error) {
         let _ = self.caller.send((Err(error), None));
-    }
-}
-
-/// The end of a queue that callers hold.
-#[derive(Clone)]
-pub(super) struct Lane(mpsc::Sender<Box<dyn Work>>);
-
-impl Lane {
-    /// A queue and its receiving end.
-    pub(super) fn new() -> (Self, mpsc::Receiver<Box<dyn Work>>) {
-        let (sender, receiver) = mpsc::channel(QUEUE);
-        (Self(sender), receiver)
-    }
-
-    /// Queues a request and waits for its outcome. Waits while the queue is full. Dropping
-    /// the future before it is queued takes the request back; after that it is done anyway.
-    pub(super) async fn call<R: Request>(&self, request: R) -> Result<R::Answer> {
-        let (caller, told) = oneshot::channel();
-        let (timed, queued) = (request.timed(), Instant::now());
-        let work: Box<dyn Work> = Box::new(Queued { request, outcome: None, caller });
-        self.0.send(work).await.map_err(|_| Error::Closed)?;
-        let (outcome, committed) = told.await.unwrap_or((Err(Error::Closed), None));
-        if let (Some(timed), Some(committed)) = (timed, committed) {
-            timings::committed(timed, queued, committed);
-        }
-        outcome
-    }
-}
-
-impl std::fmt::Debug for Lane {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Lane({} of {QUEUE} free)", self.0.capacity())
     }
 }
 
@@ -269,10 +317,11 @@ impl Writer {
     }
 
     /// Serves its queue until `closing`, then what is queued still, then says goodbye.
-    pub(super) async fn run(mut self, mut queue: mpsc::Receiver<Box<dyn Work>>, closing: CancellationToken) {
+    pub(super) async fn run(mut self, mut queue: Queue, closing: CancellationToken) {
         let mut batch = Vec::new();
-        while receive(&mut queue, &mut batch, BATCH, &closing).await {
-            self.serve(std::mem::take(&mut batch)).await;
+        while queue.take(&mut batch, BATCH, &closing).await {
+            fault::point("store.taken");
+            self.serve(&mut batch).await;
             if self.broken.is_cancelled() {
                 // Dropping the queue tells whoever waits in it.
                 return;
@@ -283,27 +332,36 @@ impl Writer {
         }
     }
 
-    async fn serve(&mut self, mut batch: Vec<Box<dyn Work>>) {
+    /// Leaves the batch empty.
+    async fn serve(&mut self, batch: &mut Vec<Box<dyn Work>>) {
         let taken = Instant::now();
+        let mut undecided = Vec::new();
         if batch.len() > 1 {
             batch.sort_by_cached_key(|work| work.order());
-            match self.together(&mut batch).await {
+            match self.together(batch).await {
                 Ok(()) => {
                     let committed = Committed { taken, durable: Instant::now() };
-                    return batch.into_iter().for_each(|work| work.answer(committed));
+                    for work in batch.drain(..) {
+                        if work.is_decided() {
+                            work.answer(committed);
+                            fault::point("store.answered");
+                        } else {
+                            undecided.push(work);
+                        }
+                    }
                 }
                 Err(Failure::Before(Error::FlushFailed(error))) => {
-                    return batch.into_iter().for_each(|work| self.give_up(work, &error));
+                    return batch.drain(..).for_each(|work| self.give_up(work, &error));
                 }
                 Err(error) => {
                     tracing::debug!(%error, requests = batch.len(), "a batch failed; each is repeated alone");
                     if let Failure::Unknown(error) = error {
-                        batch = fail_unrepeatable(batch, &error);
+                        fail_unrepeatable(batch, &error);
                     }
                 }
             }
         }
-        for work in batch {
+        for work in batch.drain(..).chain(undecided) {
             self.alone(work, taken).await;
         }
     }
@@ -318,18 +376,32 @@ impl Writer {
         work.fail(Error::FlushFailed(copy));
     }
 
-    /// All of them in one transaction, or none.
+    /// All of them in one transaction, or none. Those that one statement could not decide have no
+    /// outcome then, and wrote nothing.
     async fn together(&mut self, batch: &mut [Box<dyn Work>]) -> Result<(), Failure> {
-        let done = self.transaction(batch).await;
+        let done = match set_of(batch) {
+            (neighbours, Some(run_set)) if neighbours == batch.len() => self.as_set(batch, run_set).await,
+            _ => self.transaction(batch).await,
+        };
         self.link.after(&done).await;
         done
     }
 
-    async fn transaction(&mut self, batch: &mut [Box<dyn Work>]) -> Result<(), Failure> {
+    async fn transaction(&mut self, mut batch: &mut [Box<dyn Work>]) -> Result<(), Failure> {
         let (conn, connector) = self.link.conn().await.map_err(Failure::Before)?;
         let mut tx = Tx::begin(conn, &self.clock).await.map_err(|error| Failure::Before(error.into()))?;
-        for work in batch {
-            work.run(&mut tx).await.map_err(Failure::Before)?;
+        fault::point("store.begun");
+        while !batch.is_empty() {
+            let (neighbours, run_set) = set_of(batch);
+            let (set, rest) = batch.split_at_mut(neighbours);
+            if let Some(run_set) = run_set {
+                run_set(set, &mut tx).await.map_err(Failure::Before)?;
+            }
+            for work in set.iter_mut().filter(|work| run_set.is_none() || !work.is_decided()) {
+                work.run(&mut tx).await.map_err(Failure::Before)?;
+                fault::point("store.row");
+            }
+            batch = rest;
         }
         fault::point("store.before_commit");
         connector.wrote(tx.writes, tx.written_bytes);
@@ -390,53 +462,57 @@ impl Writer {
     async fn single(&mut self, work: &mut dyn Work) -> Result<bool, Failure> {
         let (conn, connector) = self.link.conn().await.map_err(Failure::Before)?;
         let mut tx = Tx::single(conn, &self.clock);
-        match work.run_single(&mut tx).await {
-            Ok(false) => Ok(false),
-            Ok(true) => {
-                fault::point("store.committed");
-                connector.wrote(tx.writes, tx.written_bytes);
-                self.hub.committed(tx.notices);
-                Ok(true)
-            }
-            Err(Error::Unavailable(error)) if !is_turned_away(&error) => Err(Failure::Unknown(error)),
-            Err(error) => Err(Failure::Before(error)),
+        let decided = work.run_single(&mut tx).await.map_err(of_statement)?;
+        if decided {
+            fault::point("store.committed");
+            connector.wrote(tx.writes, tx.written_bytes);
+            self.hub.committed(tx.notices);
         }
+        Ok(decided)
+    }
+
+    /// The same for neighbours of one kind.
+    async fn as_set(&mut self, set: &mut [Box<dyn Work>], run_set: RunSet) -> Result<(), Failure> {
+        let (conn, connector) = self.link.conn().await.map_err(Failure::Before)?;
+        let mut tx = Tx::single(conn, &self.clock);
+        run_set(set, &mut tx).await.map_err(of_statement)?;
+        fault::point("store.committed");
+        connector.wrote(tx.writes, tx.written_bytes);
+        self.hub.committed(tx.notices);
+        Ok(())
+    }
+}
+
+/// What the failure of a statement that commits by itself means.
+fn of_statement(error: Error) -> Failure {
+    match error {
+        Error::Unavailable(error) if !is_turned_away(&error) => Failure::Unknown(error),
+        error => Failure::Before(error),
+    }
+}
+
+/// How many of the first of a batch are neighbours of one kind, and how to run them as one
+/// statement; none: the first runs by itself.
+fn set_of(batch: &[Box<dyn Work>]) -> (usize, Option<RunSet>) {
+    let Some((kind, run_set)) = batch.first().and_then(|first| first.gathers()) else { return (1, None) };
+    let is_same = |work: &&Box<dyn Work>| work.gathers().is_some_and(|(other, _)| other == kind);
+    match batch.iter().take_while(is_same).count() {
+        1 => (1, None),
+        neighbours => (neighbours, Some(run_set)),
     }
 }
 
 /// After a commit of unknown outcome only what may be stored twice is repeated.
-fn fail_unrepeatable(batch: Vec<Box<dyn Work>>, error: &sqlx::Error) -> Vec<Box<dyn Work>> {
-    let mut repeatable = Vec::new();
-    for work in batch {
-        if work.repeatable() {
-            repeatable.push(work);
-        } else {
-            let copy = sqlx::Error::Io(std::io::Error::other(error.to_string()));
-            work.fail(Error::Unconfirmed(copy));
-        }
-    }
-    repeatable
-}
-
-/// Waits for work; false once the queue is closed and empty.
-async fn receive(
-    queue: &mut mpsc::Receiver<Box<dyn Work>>,
-    batch: &mut Vec<Box<dyn Work>>,
-    limit: usize,
-    closing: &CancellationToken,
-) -> bool {
-    loop {
-        tokio::select! {
-            biased;
-            () = closing.cancelled(), if !queue.is_closed() => queue.close(),
-            received = queue.recv_many(batch, limit) => return received > 0,
-        }
+fn fail_unrepeatable(batch: &mut Vec<Box<dyn Work>>, error: &sqlx::Error) {
+    for work in batch.extract_if(.., |work| !work.repeatable()) {
+        let copy = sqlx::Error::Io(std::io::Error::other(error.to_string()));
+        work.fail(Error::Unconfirmed(copy));
     }
 }
 
 /// The queue that all readers share. Whoever is free takes the next; the lock is held only
 /// while waiting for work.
-pub(super) type ReadQueue = Arc<Mutex<mpsc::Receiver<Box<dyn Work>>>>;
+pub(super) type ReadQueue = Arc<Mutex<Queue>>;
 
 /// One of several readers: each looks at one moment of the database and writes nothing.
 pub(super) struct Reader {
@@ -452,7 +528,7 @@ impl Reader {
     /// Serves the shared queue until `closing`.
     pub(super) async fn run(mut self, queue: ReadQueue, closing: CancellationToken) {
         let mut next = Vec::new();
-        while receive(&mut *queue.lock().await, &mut next, 1, &closing).await {
+        while queue.lock().await.take(&mut next, ONE, &closing).await {
             for work in next.drain(..) {
                 self.look(work).await;
             }

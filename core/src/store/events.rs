@@ -92,6 +92,13 @@ impl Request for Append {
         LockOrder::Instance(self.session.instance)
     }
 
+    fn bytes(&self) -> usize {
+        match &self.report {
+            Report::Custom { payload, .. } => payload.data.len(),
+            Report::Progress(_) => 0,
+        }
+    }
+
     async fn run(&self, tx: &mut Tx<'_>) -> Result<()> {
         let row = self.session.lock(tx).await?;
         row.life.admit(self.session.writer)?;

@@ -11,10 +11,10 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | `sql`, `commit`, `open`, `sqlite`, `postgres`, `migrate` | the machinery |
+//! | `sql`, `queue`, `commit`, `open`, `sqlite`, `postgres`, `migrate` | the machinery |
 //! | `life` | the instance's row as a `Life`, and its one guarded write |
 //! | `start`, `instances`, `controls`, `signals`, `images`, `image_chunks`, `attempts`, `events`, `retention` | what controllers and people ask |
-//! | `sessions`, `checkpoints`, `stamps` | what an instance's process asks |
+//! | `sessions`, `checkpoints`, `save_set`, `stamps` | what an instance's process asks |
 //! | `nodes`, `wakes`, `turns`, `exits` | what a node asks |
 //! | `spares` | which processes are kept, and their key |
 //! | `tenants`, `tokens` | whose all of it is, and who may ask |
@@ -44,9 +44,11 @@ mod notices;
 mod open;
 mod payload;
 mod postgres;
+mod queue;
 mod replicas;
 mod retention;
 mod retry;
+mod save_set;
 mod sessions;
 mod signals;
 mod spares;
@@ -99,9 +101,10 @@ pub use tenants::{RunningQuota, TenantUse};
 pub use tokens::{NewToken, Standing, Token};
 pub use wakes::{Claim, Claims};
 
-use commit::{Lane, Reader, Request, Writer};
+use commit::{Reader, Request, Writer};
 use notices::Hub;
 use open::Connector;
+use queue::Lane;
 use sql::{Conn, Stmt, Tx, args, stmt};
 use tenants::StoredCounts;
 

@@ -88,6 +88,10 @@ impl Request for Send {
         LockOrder::Instance(self.target.key)
     }
 
+    fn bytes(&self) -> usize {
+        self.signal.payload.data.len()
+    }
+
     async fn run(&self, tx: &mut Tx<'_>) -> Result<Sent> {
         let row = life::lock_target(tx, &self.target).await?;
         let NewSignal { name, payload, dedup } = &self.signal;

@@ -7,8 +7,9 @@
 use std::{borrow::Cow, io, time::Duration};
 
 use sqlx::{
-    Connection as _, PgConnection, Postgres, Row as _, Sqlite, SqliteConnection, postgres::PgRow,
-    sqlite::SqliteRow,
+    Connection as _, PgConnection, Postgres, Row as _, Sqlite, SqliteConnection,
+    postgres::{PgArguments, PgRow},
+    sqlite::{SqliteArguments, SqliteRow},
 };
 use tokio::time::timeout;
 
@@ -233,6 +234,12 @@ pub(super) fn storable(text: &str) -> Cow<'_, str> {
     if text.contains('\0') { Cow::Owned(text.replace('\0', "\u{fffd}")) } else { Cow::Borrowed(text) }
 }
 
+/// The arguments of a statement over many rows: each database has its own.
+pub(super) enum SetArgs {
+    Sqlite(SqliteArguments),
+    Postgres(PgArguments),
+}
+
 /// A connection that its task owns for life.
 #[derive(Debug)]
 pub(super) enum Conn {
@@ -368,6 +375,26 @@ impl Conn {
         }
     }
 
+    /// As [`Self::fetch`], over many rows. Arguments of the other database are a defect.
+    async fn fetch_set(&mut self, stmt: &Stmt, args: SetArgs) -> Result<Vec<Row>, sqlx::Error> {
+        let text = stmt.sqlite;
+        match (self, args) {
+            (Self::Sqlite(conn), SetArgs::Sqlite(args)) => {
+                let rows = sqlx::query_with(stmt.sqlite, args).fetch_all(&mut **conn).await?;
+                Ok(rows.into_iter().map(|row| Row { cells: Cells::Sqlite(row), text }).collect())
+            }
+            (Self::Postgres { conn, answer_within, plans }, SetArgs::Postgres(args)) => {
+                plans.ran();
+                let call = sqlx::query_with(stmt.postgres, args).fetch_all(&mut **conn);
+                let rows = answered(*answer_within, call).await?;
+                Ok(rows.into_iter().map(|row| Row { cells: Cells::Postgres(row), text }).collect())
+            }
+            (Self::Sqlite(_), SetArgs::Postgres(_)) | (Self::Postgres { .. }, SetArgs::Sqlite(_)) => {
+                Err(sqlx::Error::Encode("arguments of another database".into()))
+            }
+        }
+    }
+
     /// Says goodbye to the database; errors do not matter any more.
     pub(super) async fn close(self) {
         let closed = match self {
@@ -421,6 +448,10 @@ impl Row {
 
     pub(super) fn text(&self, column: &'static str) -> Result<String> {
         read!(self, String, column)
+    }
+
+    pub(super) fn str(&self, column: &'static str) -> Result<&str> {
+        read!(self, &str, column)
     }
 
     pub(super) fn opt_text(&self, column: &'static str) -> Result<Option<String>> {
@@ -589,6 +620,34 @@ impl<'c> Tx<'c> {
     pub(super) async fn write_fetch(&mut self, stmt: &Stmt, args: &[Arg<'_>]) -> Result<Vec<Row>> {
         self.count_write(args);
         Ok(self.conn.fetch(stmt, args).await?)
+    }
+
+    /// Runs a statement that writes one row and answers it, or writes nothing.
+    pub(super) async fn write_if(&mut self, stmt: &Stmt, args: &[Arg<'_>]) -> Result<Option<Row>> {
+        let row = self.conn.fetch(stmt, args).await?.pop();
+        if row.is_some() {
+            self.count_write(args);
+        }
+        Ok(row)
+    }
+
+    /// Runs a statement that writes up to so many rows, with so many bytes of payload, and answers
+    /// those that it wrote.
+    pub(super) async fn write_set(
+        &mut self,
+        stmt: &Stmt,
+        args: SetArgs,
+        rows: usize,
+        bytes: usize,
+    ) -> Result<Vec<Row>> {
+        self.writes += rows as u64;
+        self.written_bytes += bytes as u64;
+        Ok(self.conn.fetch_set(stmt, args).await?)
+    }
+
+    /// Which database it is.
+    pub(super) fn kind(&self) -> Kind {
+        self.conn.kind()
     }
 
     /// Reads rows.

@@ -3,6 +3,7 @@
 //! - `contract`: each row of the design's request table, both orders of each pair of writers,
 //!   and every rule that the model breaks when it is left out. A case is written once and runs
 //!   on SQLite and on PostgreSQL.
+//! - `batches`: what many ask at once is stored as one after the other.
 //! - `random`: one printed seed drives SQLite, PostgreSQL and the domain over a map; all answer
 //!   alike.
 //! - `faults`: answers that get lost, and the lock that fences.
@@ -12,6 +13,7 @@
 //! PostgreSQL is found through `DORMOUSE_TEST_POSTGRES` (the URL of a superuser's connection);
 //! without it the tests start a server of their own, which goes away with them.
 
+mod batches;
 mod contract;
 mod db;
 mod faults;

@@ -304,7 +304,7 @@ async fn run(db: TestDb, seed: u64) {
 
 /// The seed that was asked for, or others each time.
 #[expect(clippy::disallowed_methods, reason = "repeats a run of this test")]
-fn seeds() -> Vec<u64> {
+pub(crate) fn seeds() -> Vec<u64> {
     let asked = std::env::var("DORMOUSE_TEST_SEED").ok().map(|seed| seed.parse().expect("a number"));
     let seeds = asked
         .map_or_else(|| (0..2).map(|_| getrandom::u64().expect("random bytes")).collect(), |seed| vec![seed]);
