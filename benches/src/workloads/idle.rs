@@ -129,5 +129,5 @@ async fn share_of_a_core(context: &Context, services: &Services) -> anyhow::Resu
     };
     let (begun, before) = (Instant::now(), used()?);
     sleep(span(context)).await;
-    Ok((used()? - before).as_secs_f64() / begun.elapsed().as_secs_f64())
+    Ok(used()?.saturating_sub(before).as_secs_f64() / begun.elapsed().as_secs_f64())
 }

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use anyhow::ensure;
-use dormouse_management_sdk::Status;
+use dormouse_management_sdk::{Status, Timestamp};
 use dormouse_workload::{Sleeper, Woken, now};
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 
@@ -90,7 +90,7 @@ pub(super) async fn at_one_moment(
         // The last one ends the round; those before it cost a look each.
         for (_, id) in ids.into_iter().rev() {
             let instance = services.completed(&id).await?;
-            let ended_at = instance.ended_at.map_or(0, |at| at.as_micros());
+            let ended_at = instance.ended_at.map_or(0, Timestamp::as_micros);
             last = last.max(u64::try_from(ended_at).unwrap_or(0));
             let woken: Woken =
                 instance.output.map(|output| output.decode()).transpose()?.expect("it has one");
