@@ -3,6 +3,7 @@
 //! ```text
 //! attempts/<instance>.<attempt>/   process.json, stdout, stderr, work/, tmp/: its process may live
 //! outputs/<instance>/<attempt>.stdout, .stderr, .work    of ended attempts; tenant: whose
+//! spares/<number>/                 as of an attempt: a process that belongs to none lives there
 //! ```
 //!
 //! So `attempts/` holds no more entries than processes, and a restart that looks for living ones
@@ -159,6 +160,7 @@ impl Default for Retention {
 #[derive(Clone, Debug)]
 pub struct Attempts {
     living: PathBuf,
+    spares: PathBuf,
     ended: PathBuf,
     retention: Retention,
 }
@@ -166,10 +168,51 @@ pub struct Attempts {
 impl Attempts {
     /// Below a data directory; makes the two folders if they are missing.
     pub fn open(data: &Path, retention: Retention) -> io::Result<Self> {
-        let this = Self { living: data.join("attempts"), ended: data.join("outputs"), retention };
+        let this = Self {
+            living: data.join("attempts"),
+            ended: data.join("outputs"),
+            spares: data.join("spares"),
+            retention,
+        };
         fs::create_dir_all(&this.living)?;
         fs::create_dir_all(&this.ended)?;
+        fs::create_dir_all(&this.spares)?;
         Ok(this)
+    }
+
+    /// Makes the directory of a process that belongs to no attempt yet. The number is used once in
+    /// a life of this service, and [`Self::spares`] are gone before the first one.
+    pub(crate) fn create_spare(&self, number: u64) -> io::Result<AttemptDirectory> {
+        let directory = AttemptDirectory { path: self.spares.join(number.to_string()) };
+        fs::create_dir(&directory.path)?;
+        fs::create_dir(directory.work())?;
+        fs::create_dir(directory.tmp())?;
+        Ok(directory)
+    }
+
+    /// Makes a spare's directory, with all that is in it, that of an attempt: the process there
+    /// keeps its working directory and its outputs. Refused as [`Self::create`].
+    pub(crate) fn rename_spare(
+        &self,
+        spare: &AttemptDirectory,
+        id: &AttemptId,
+    ) -> io::Result<AttemptDirectory> {
+        let directory = self.directory(id);
+        match fs::rename(&spare.path, &directory.path) {
+            // What a launch that was cut off left behind.
+            Err(e) if is_taken(&e) && directory.load_record()?.is_none() => {
+                fs::remove_dir_all(&directory.path)?;
+                fs::rename(&spare.path, &directory.path)?;
+            }
+            done => done?,
+        }
+        Ok(directory)
+    }
+
+    /// Every directory of a spare.
+    pub(crate) fn spares(&self) -> io::Result<Vec<AttemptDirectory>> {
+        let entries = fs::read_dir(&self.spares)?;
+        entries.map(|entry| Ok(AttemptDirectory { path: entry?.path() })).collect()
     }
 
     /// Where an attempt's process has its files while it may live.
@@ -399,6 +442,11 @@ fn disk_bytes(path: &Path) -> u64 {
         }
     }
     bytes
+}
+
+/// Something is there already: a folder that is not empty, or a file.
+fn is_taken(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists)
 }
 
 fn ignore_missing(result: io::Result<()>) -> io::Result<()> {

@@ -35,6 +35,7 @@ use crate::{
     lease::LeaseKeeper,
     node::{DataDirectory, DirectoryError, Slots, default_slots, host_name},
     scheduler::{self, WakeScheduler},
+    spares::{self, Pool},
     supervisor::{self, Adopted, Found, Supervisor, chain},
     watch::{self, Watcher},
 };
@@ -238,7 +239,7 @@ impl Environment {
                 match done.map_err(Error::from).flatten() {
                     Ok(Part::Scheduler) => leave.cancel(),
                     Ok(Part::Supervisor) => let_go.cancel(),
-                    Ok(Part::Lease | Part::Watcher | Part::House) => {}
+                    Ok(Part::Lease | Part::Watcher | Part::House | Part::Spares) => {}
                     Err(error) => {
                         if ends_lease(&error) {
                             condition.change(|facts| _ = facts.lease_lost.get_or_insert_with(Instant::now));
@@ -277,6 +278,14 @@ impl Environment {
     ) -> JoinSet<Result<Part, Error>> {
         let Self { options, store, lease, handle, .. } = self;
         let Handle { attempts, launcher, slots, condition, .. } = handle.clone();
+        let (pool, spares) = Pool::new(
+            store.clone(),
+            launcher.clone(),
+            attempts.clone(),
+            lease.clone(),
+            slots.clone(),
+            condition.clone(),
+        );
         let (supervisor, starts) = Supervisor::new(
             options.supervisor.clone(),
             store.clone(),
@@ -285,6 +294,7 @@ impl Environment {
             lease.clone(),
             slots.clone(),
             &condition,
+            spares,
         );
         let (scheduler, _) = WakeScheduler::new(
             options.scheduler.clone(),
@@ -302,6 +312,9 @@ impl Environment {
             supervisor.run(adopted, ends).await.map(|()| Part::Supervisor).map_err(Error::from)
         };
         tasks.spawn(watching.in_current_span());
+        let stop = stop_claims.clone();
+        let keeping_ready = async move { pool.run(stop).await.map(|()| Part::Spares).map_err(Into::into) };
+        tasks.spawn(keeping_ready.in_current_span());
         let stop = stop_claims.clone();
         let scheduling =
             async move { scheduler.run(stop).await.map(|()| Part::Scheduler).map_err(Into::into) };
@@ -388,6 +401,7 @@ fn stored(error: &Error) -> Option<&store::Error> {
 
 /// Which part has ended.
 enum Part {
+    Spares,
     Supervisor,
     Scheduler,
     Lease,
@@ -421,7 +435,12 @@ async fn settle(attempts: &Attempts, store: &Store, lease: &NodeLease) -> Result
     let looked = {
         let attempts = attempts.clone();
         // Watching needs the runtime's context, which a blocking thread has.
-        spawn_blocking(move || supervisor::adopt(&attempts)).await?
+        let look = move || {
+            // First: one that had just served an attempt is recorded in both places.
+            spares::end_leftovers(&attempts)?;
+            supervisor::adopt(&attempts)
+        };
+        spawn_blocking(look).await?
     };
     let found =
         looked.map_err(|source| Error::Io { what: "what ran before cannot be looked through", source })?;

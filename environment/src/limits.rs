@@ -46,6 +46,12 @@ pub const UPLOADS_OF_CONNECTION: usize = 8;
 /// Longer than one frame may take.
 pub const UPLOAD_PATIENCE: Duration = Duration::from_mins(2);
 
+/// Processes of a node that wait for an instance, of all images together. They never take a slot from an attempt.
+pub const SPARES_OF_NODE: usize = 256;
+
+/// Spares begun at a time: each launch takes milliseconds of a processor that attempts need more.
+pub const SPARES_AT_ONCE: usize = 2;
+
 /// Entries on one page of checkpoints, events or attempts.
 pub const PAGE: u32 = 500;
 

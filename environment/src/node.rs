@@ -197,11 +197,27 @@ pub struct Slots {
     shared: Arc<SlotsShared>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct SlotsShared {
     total: usize,
     used: AtomicUsize,
     freed: Notify,
+    /// Processes that wait for an instance. They fill what is free, and give way.
+    spares: AtomicUsize,
+    /// Told whenever a slot is taken or freed, for whoever keeps the spares.
+    changed: Notify,
+}
+
+/// The place of a process that waits for an instance.
+#[derive(Debug)]
+pub(crate) struct SparePlace {
+    shared: Arc<SlotsShared>,
+}
+
+impl Drop for SparePlace {
+    fn drop(&mut self) {
+        self.shared.spares.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// One of them, free again when this is dropped.
@@ -213,7 +229,7 @@ pub struct Slot {
 impl Slots {
     /// So many, all free.
     pub fn new(total: usize) -> Self {
-        Self { shared: Arc::new(SlotsShared { total, used: AtomicUsize::new(0), freed: Notify::new() }) }
+        Self { shared: Arc::new(SlotsShared { total, ..SlotsShared::default() }) }
     }
 
     /// How many there are.
@@ -235,6 +251,7 @@ impl Slots {
     /// something looks at [`free`](Self::free) first, and is alone in doing so.
     pub fn take(&self) -> Slot {
         self.shared.used.fetch_add(1, Ordering::AcqRel);
+        self.shared.changed.notify_one();
         Slot { shared: Arc::clone(&self.shared) }
     }
 
@@ -248,6 +265,27 @@ impl Drop for Slot {
     fn drop(&mut self) {
         self.shared.used.fetch_sub(1, Ordering::AcqRel);
         self.shared.freed.notify_one();
+        self.shared.changed.notify_one();
+    }
+}
+
+/// Of processes that wait for an instance: they take what nobody needs, and no slot from anybody.
+impl Slots {
+    pub(crate) fn take_spare(&self) -> SparePlace {
+        self.shared.spares.fetch_add(1, Ordering::AcqRel);
+        SparePlace { shared: Arc::clone(&self.shared) }
+    }
+
+    /// How many more may wait; below zero: so many have to give way.
+    pub(crate) fn room_for_spares(&self) -> i64 {
+        let taken = self.used() + self.shared.spares.load(Ordering::Acquire);
+        let count = |n| i64::try_from(n).unwrap_or(i64::MAX);
+        count(self.total()) - count(taken)
+    }
+
+    /// Returns once a slot was taken or freed since the last call.
+    pub(crate) async fn changed(&self) {
+        self.shared.changed.notified().await;
     }
 }
 

@@ -67,55 +67,128 @@ pub(crate) async fn run(
     document: LaunchDocument,
     started: impl FnOnce(Arc<Ledger>),
 ) -> Fate {
-    let mut link = match Link::new(socket, document) {
-        Ok(link) => link,
-        Err(reason) => return Fate::Refused(reason),
-    };
-    let (mut session, ledger, mut requests) = match link.begin().await {
-        Ok(begun) => begun,
-        Err(fate) => return fate,
-    };
-    fault::pass(Point::AfterRegister);
-    started(Arc::clone(&ledger));
+    let mut line = Line::new(socket);
+    let fate = line.serve(document, started).await;
+    line.close().await;
+    fate
+}
 
-    let mut keeper = pin!(keep(Arc::clone(&ledger)));
-    let mut unanswered = Unanswered::default();
-    loop {
-        let left =
-            serve(&mut session, &ledger, &mut requests, &mut unanswered, link.course(), keeper.as_mut())
-                .await;
-        let (fate, fenced) = match left {
-            Left::Fate(fate) => (Some(fate), false),
-            Left::Fenced if unanswered.reclaims >= RECLAIMS => (Some(Fate::Fenced), true),
-            Left::Fenced => (None, true),
-            Left::Lost => (None, false),
-        };
-        if let Some(fate) = fate {
-            session.caller.finish_and_close("the process ends").await;
-            return fate;
-        }
-        // Before the next one registers: an old session has nothing to say beside a new one.
-        drop(session);
-        let registering = link.register();
-        let again = if fenced {
-            unanswered.reclaims += 1;
-            timeout(RECLAIM_WITHIN, registering).await.unwrap_or(Err(Fate::Fenced))
-        } else {
-            registering.await
-        };
-        session = match again {
-            Ok(Again { session, registered }) => {
-                ledger.registered_again(registered);
-                session
+/// A process's way to core, which may serve one attempt after the other on the same connection.
+pub(crate) struct Line {
+    socket: quinn::Endpoint,
+    link: Option<Link>,
+    /// The connection, while no attempt is served on it.
+    session: Option<Session>,
+}
+
+impl Line {
+    pub(crate) fn new(socket: quinn::Endpoint) -> Self {
+        Self { socket, link: None, session: None }
+    }
+
+    /// Says what there is to say from now on.
+    pub(crate) fn renew(
+        &mut self,
+        document: LaunchDocument,
+        standby: Option<instance::Standby>,
+    ) -> Result<(), String> {
+        match &mut self.link {
+            Some(link) => link.renew(document, standby),
+            // This one is for this document already.
+            None if standby.is_none() => self.link = Some(Link::new(self.socket.clone(), document)?),
+            None => {
+                self.link.insert(Link::new(self.socket.clone(), document.clone())?).renew(document, standby);
             }
+        }
+        Ok(())
+    }
+
+    /// Connects and stands by, unless the connection is there still. Tries for ever; fails only if core says that
+    /// this process may not be here.
+    pub(crate) async fn stand_by(&mut self) -> Result<(), Fate> {
+        let is_connected = |session: &Session| session.caller.connection().close_reason().is_none();
+        if self.session.as_ref().is_some_and(is_connected) {
+            return Ok(());
+        }
+        self.session = None;
+        let Some(link) = &mut self.link else { return Ok(()) };
+        self.session = Some(link.stand_by().await?);
+        Ok(())
+    }
+
+    /// Waits until the connection that stands by is lost.
+    pub(crate) async fn lost(&mut self) {
+        let Some(session) = &mut self.session else { return };
+        // Nothing is pushed to who has no instance; what comes is late, for the one before.
+        while session.pushes.next().await.is_some() {}
+    }
+
+    /// Until the process has nothing more to say of this attempt. The connection stays, if it is there still.
+    pub(crate) async fn serve(
+        &mut self,
+        document: LaunchDocument,
+        started: impl FnOnce(Arc<Ledger>),
+    ) -> Fate {
+        if let Err(reason) = self.renew(document, None) {
+            return Fate::Refused(reason);
+        }
+        let Some(link) = &mut self.link else { return Fate::Refused("there is no way to core".to_owned()) };
+        let (mut session, ledger, mut requests) = match link.begin(self.session.take()).await {
+            Ok(begun) => begun,
             Err(fate) => return fate,
         };
+        fault::pass(Point::AfterRegister);
+        started(Arc::clone(&ledger));
+
+        let mut keeper = pin!(keep(Arc::clone(&ledger)));
+        let mut unanswered = Unanswered::default();
+        loop {
+            let (course, keeper) = (link.course(), keeper.as_mut());
+            let left = serve(&mut session, &ledger, &mut requests, &mut unanswered, course, keeper).await;
+            let (fate, fenced) = match left {
+                Left::Fate(fate) => (Some(fate), false),
+                Left::Fenced if unanswered.reclaims >= RECLAIMS => (Some(Fate::Fenced), true),
+                Left::Fenced => (None, true),
+                Left::Lost => (None, false),
+            };
+            if let Some(fate) = fate {
+                self.session = Some(session);
+                return fate;
+            }
+            // Before the next one registers: an old session has nothing to say beside a new one.
+            drop(session);
+            let registering = link.register();
+            let again = if fenced {
+                unanswered.reclaims += 1;
+                timeout(RECLAIM_WITHIN, registering).await.unwrap_or(Err(Fate::Fenced))
+            } else {
+                registering.await
+            };
+            session = match again {
+                Ok(Again { session, registered }) => {
+                    ledger.registered_again(registered);
+                    session
+                }
+                Err(fate) => return fate,
+            };
+        }
+    }
+
+    /// Tells core that the process ends.
+    pub(crate) async fn close(&mut self) {
+        if let Some(session) = self.session.take() {
+            session.caller.finish_and_close("the process ends").await;
+        }
     }
 }
 
 struct Session {
     caller: Caller<InstanceProtocol>,
     pushes: Pushes<InstanceProtocol>,
+    /// Which of this connection's registrations it is, counted from 0: pushes say for which they are.
+    registration: u32,
+    /// The number of the next one.
+    next: u32,
 }
 
 struct Again {
@@ -181,7 +254,7 @@ async fn serve(
     course: &mut Course,
     mut keeper: Pin<&mut impl Future<Output = String>>,
 ) -> Left {
-    let Session { caller, pushes } = session;
+    let Session { caller, pushes, registration, .. } = session;
     let mut calls: FuturesUnordered<Call> = FuturesUnordered::new();
     for (number, pending) in &unanswered.requests {
         calls.push(ask(caller, *number, pending.request.operation.clone().into(), Duration::ZERO));
@@ -211,15 +284,14 @@ async fn serve(
                     Answered::Left(left) => return left,
                 }
             }
-            push = pushes.next() => match push.map(|frame| frame.outcome) {
-                Some(Some(outcome)) => {
-                    match ledger.pushed(outcome) {
-                        Some(Fate::Fenced) => return Left::Fenced,
-                        Some(fate) => return Left::Fate(fate),
-                        None => {}
-                    }
-                }
-                Some(None) => {}
+            push = pushes.next() => match push {
+                // Late, and meant for the instance that this process served before.
+                Some(frame) if frame.registration != *registration => {}
+                Some(frame) => match frame.outcome.and_then(|outcome| ledger.pushed(outcome)) {
+                    Some(Fate::Fenced) => return Left::Fenced,
+                    Some(fate) => return Left::Fate(fate),
+                    None => {}
+                },
                 None => return Left::Lost,
             },
             refusal = keeper.as_mut() => return Left::Fate(Fate::Refused(refusal)),

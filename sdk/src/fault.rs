@@ -7,6 +7,7 @@
 //!
 //! | point | what was just done |
 //! |---|---|
+//! | `document-taken` | a spare has said that it has its launch document; core knows nothing |
 //! | `after-register` | core knows this attempt; the workflow has not begun |
 //! | `before-step` | a step may run; nothing of it has |
 //! | `step-ran` | a step's work is done; nothing is saved |
@@ -18,8 +19,8 @@
 //! | `after-complete` | the ending is recorded; the process would end now |
 
 use std::sync::{
-    OnceLock,
-    atomic::{AtomicU32, Ordering},
+    Mutex, PoisonError,
+    atomic::{AtomicBool, AtomicU32, Ordering},
 };
 
 use crate::sys;
@@ -44,6 +45,7 @@ macro_rules! points {
 }
 
 points! {
+    DocumentTaken "document-taken",
     AfterRegister "after-register",
     BeforeStep "before-step",
     StepRan "step-ran",
@@ -84,19 +86,27 @@ impl Target {
     }
 }
 
-static TARGET: OnceLock<Option<Target>> = OnceLock::new();
+/// Whether there is a target at all.
+static ARMED: AtomicBool = AtomicBool::new(false);
+static TARGET: Mutex<Option<Target>> = Mutex::new(None);
 /// Which attempt this process is.
 static ATTEMPT: AtomicU32 = AtomicU32::new(0);
 
-/// Says which attempt this process is, before it passes any point.
+/// Says which attempt this process is, before it passes any point. Each may have an environment of its own.
 pub(crate) fn this_is_attempt(attempt: u32) {
     ATTEMPT.store(attempt, Ordering::Relaxed);
+    let target = read_target();
+    ARMED.store(target.is_some(), Ordering::Relaxed);
+    *TARGET.lock().unwrap_or_else(PoisonError::into_inner) = target;
 }
 
 /// The named point: returns, unless this process was told to die here.
 pub(crate) fn pass(point: Point) {
-    let target = TARGET.get_or_init(read_target).as_ref();
-    if target.is_some_and(|target| target.hit(point, ATTEMPT.load(Ordering::Relaxed))) {
+    if !ARMED.load(Ordering::Relaxed) {
+        return;
+    }
+    let target = TARGET.lock().unwrap_or_else(PoisonError::into_inner);
+    if target.as_ref().is_some_and(|target| target.hit(point, ATTEMPT.load(Ordering::Relaxed))) {
         sys::kill_self();
     }
 }

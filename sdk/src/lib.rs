@@ -40,6 +40,7 @@ mod ledger;
 mod operation;
 mod process;
 mod retry;
+mod standby;
 mod step;
 mod sys;
 pub mod testing;

@@ -49,18 +49,18 @@ use crate::{
     error::Result,
     fault,
     ledger::{Ending, Fate, Ledger},
-    sys,
+    standby, sys,
     workflow::{Entry, Workflow, find},
 };
 
 /// Exit codes, see the module.
-mod exit {
-    pub(super) const LEFT: u8 = 0;
-    pub(super) const BY_HAND: u8 = 2;
-    pub(super) const DOCUMENT: u8 = 3;
-    pub(super) const FENCED: u8 = 4;
-    pub(super) const REFUSED: u8 = 5;
-    pub(super) const PANIC: u8 = 101;
+pub(crate) mod exit {
+    pub(crate) const LEFT: u8 = 0;
+    pub(crate) const BY_HAND: u8 = 2;
+    pub(crate) const DOCUMENT: u8 = 3;
+    pub(crate) const FENCED: u8 = 4;
+    pub(crate) const REFUSED: u8 = 5;
+    pub(crate) const PANIC: u8 = 101;
 }
 
 /// The layout of the launch document that this release reads.
@@ -70,7 +70,7 @@ const DOCUMENT_MAX: u64 = 1 << 20;
 /// How long a process that leaves waits for its own output: another thread may hold stdout for ever.
 const FLUSH: Duration = Duration::from_millis(500);
 /// Stack of the thread that stays connected.
-const LINK_STACK: usize = 512 << 10;
+pub(crate) const LINK_STACK: usize = 512 << 10;
 /// Stack of the thread that writes out what is buffered.
 const FLUSH_STACK: usize = 64 << 10;
 
@@ -118,7 +118,15 @@ impl Image {
             self.explain();
             sys::exit(exit::BY_HAND);
         };
-        self.run_instance(fd)
+        match fd.parse() {
+            // A spare, or a process that may serve several instances.
+            Ok(channel) if sys::is_socket(channel) => standby::serve(&self, channel),
+            _ => self.run_instance(fd),
+        }
+    }
+
+    pub(crate) fn workflows(&self) -> &[Workflow] {
+        &self.workflows
     }
 
     fn explain(&self) {
@@ -153,9 +161,10 @@ impl Image {
             sys::exit(exit::REFUSED);
         }
         // While the connection is made.
-        let runtime = self.runtime();
+        // Never dropped: that would wait for blocking tasks, and nothing may hold up the ending.
+        let runtime = ManuallyDrop::new(self.runtime());
         if let Ok(start) = start.recv() {
-            match catch_unwind(AssertUnwindSafe(|| run_workflow(&self.workflows, runtime, &start))) {
+            match catch_unwind(AssertUnwindSafe(|| run_workflow(&self.workflows, &runtime, &start))) {
                 Ok(Ok(output)) => start.ledger.end(Ending::Completed(output)),
                 Ok(Err(failure)) => start.ledger.end(Ending::Failed(failure)),
                 Err(_) => crash(&output),
@@ -169,7 +178,7 @@ impl Image {
     }
 
     /// The runtime for asynchronous workflows, if there is one.
-    fn runtime(&self) -> io::Result<Option<Runtime>> {
+    pub(crate) fn runtime(&self) -> io::Result<Option<Runtime>> {
         if !self.workflows.iter().any(|workflow| matches!(workflow.entry, Entry::Asynchronous(_))) {
             return Ok(None);
         }
@@ -263,23 +272,20 @@ fn stay_connected(fd: String, started: mpsc::SyncSender<Start>, output: &Arc<Out
     })
 }
 
-fn run_workflow(
+pub(crate) fn run_workflow(
     workflows: &[Workflow],
-    runtime: io::Result<Option<Runtime>>,
+    runtime: &io::Result<Option<Runtime>>,
     start: &Start,
 ) -> Result<Payload> {
     let workflow = find(workflows, &start.ledger.facts.workflow)?;
     let ctx = Context::new(Arc::clone(&start.ledger));
-    match (&workflow.entry, runtime?) {
+    let runtime = runtime.as_ref().map_err(|error| io::Error::new(error.kind(), error.to_string()))?;
+    match (&workflow.entry, runtime) {
         (Entry::Blocking(run), _) => run(blocking::Context::new(ctx, start.timers.clone())),
-        (Entry::Asynchronous(run), Some(runtime)) => {
-            // Never dropped: that would wait for blocking tasks, and nothing may hold up the ending.
-            let runtime = ManuallyDrop::new(runtime);
-            runtime.block_on(async {
-                let running = run(ctx);
-                Watched { running, ledger: &start.ledger }.await
-            })
-        }
+        (Entry::Asynchronous(run), Some(runtime)) => runtime.block_on(async {
+            let running = run(ctx);
+            Watched { running, ledger: &start.ledger }.await
+        }),
         (Entry::Asynchronous(_), None) => unreachable!("an image with such a workflow has a runtime"),
     }
 }
@@ -301,7 +307,7 @@ impl<F: Future + Unpin> Future for Watched<'_, F> {
     }
 }
 
-fn leave(fate: &Fate, output: &Arc<Output>) -> ! {
+pub(crate) fn leave(fate: &Fate, output: &Arc<Output>) -> ! {
     match fate {
         Fate::Ended | Fate::Suspended => {
             output.flushed();
@@ -318,7 +324,7 @@ fn leave(fate: &Fate, output: &Arc<Output>) -> ! {
 }
 
 /// The message is on stderr already: the panic hook wrote it.
-fn crash(output: &Arc<Output>) -> ! {
+pub(crate) fn crash(output: &Arc<Output>) -> ! {
     output.flushed();
     sys::exit(exit::PANIC)
 }
@@ -326,7 +332,7 @@ fn crash(output: &Arc<Output>) -> ! {
 /// What is buffered is written out once before the process leaves, but not waited for without end: whoever holds
 /// stdout's lock for ever keeps what it buffered.
 #[derive(Default)]
-struct Output {
+pub(crate) struct Output {
     begun: AtomicBool,
     written: Mutex<bool>,
     told: Condvar,
@@ -334,7 +340,7 @@ struct Output {
 
 impl Output {
     /// On a thread that may be held up.
-    fn flush(&self) {
+    pub(crate) fn flush(&self) {
         if self.begun.swap(true, Ordering::Relaxed) {
             return;
         }
@@ -346,17 +352,18 @@ impl Output {
         self.told.notify_all();
     }
 
-    /// Waits for that, at most [`FLUSH`]; has a thread do it if nobody does.
-    fn flushed(self: &Arc<Self>) {
+    /// Waits for that, at most [`FLUSH`]; has a thread do it if nobody does. Answers whether it is done.
+    pub(crate) fn flushed(self: &Arc<Self>) -> bool {
         if !self.begun.load(Ordering::Relaxed) {
             let output = Arc::clone(self);
             let writer = thread::Builder::new().stack_size(FLUSH_STACK).spawn(move || output.flush());
             if writer.is_err() {
-                return;
+                return false;
             }
         }
         // Late: the process leaves all the same.
-        drop(self.told.wait_timeout_while(self.lock(), FLUSH, |written| !*written));
+        let waited = self.told.wait_timeout_while(self.lock(), FLUSH, |written| !*written);
+        *waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
     fn lock(&self) -> MutexGuard<'_, bool> {

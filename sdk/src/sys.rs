@@ -2,12 +2,16 @@
 #![expect(unsafe_code, reason = "the one place of this crate where it may stand")]
 
 use std::{
+    ffi::{CString, c_char},
     fs::File,
     io::{self, Read as _},
+    mem::MaybeUninit,
     os::{
-        fd::{FromRawFd as _, RawFd},
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
         unix::fs::MetadataExt as _,
     },
+    ptr,
+    sync::{Mutex, PoisonError},
 };
 
 /// Names the descriptor from which a launched process reads its launch document.
@@ -89,6 +93,139 @@ pub(crate) fn read_from_start(fd: RawFd, max: usize) -> io::Result<Vec<u8>> {
     }
     bytes.truncate(filled);
     Ok(bytes)
+}
+
+/// Whether the descriptor is a socket.
+pub(crate) fn is_socket(fd: RawFd) -> bool {
+    let mut stat = MaybeUninit::<libc::stat>::zeroed();
+    // SAFETY: `stat` is live and valid when all-zero; a bad descriptor is an error.
+    let (done, stat) = unsafe { (libc::fstat(fd, stat.as_mut_ptr()), stat.assume_init()) };
+    done == 0 && stat.st_mode & libc::S_IFMT == libc::S_IFSOCK
+}
+
+/// Descriptors that come with one datagram, at most.
+const DESCRIPTORS: usize = 3;
+
+/// Waits for the next datagram, at most `max` bytes, with the descriptors that came with it, closed in programs that
+/// this process runs. Empty: the other end is closed.
+pub(crate) fn receive(fd: RawFd, max: usize) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    // As large and as aligned as CMSG_SPACE(3 descriptors) needs.
+    let mut control = [0_u64; 8];
+    let mut bytes = vec![0; max];
+    let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    // SAFETY: an all-zero msghdr is valid; what it points to lives until after the call.
+    let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(&control) as _;
+    let n = loop {
+        // SAFETY: `message` describes live, writable memory of the given lengths.
+        let n = unsafe { libc::recvmsg(fd, &raw mut message, libc::MSG_CMSG_CLOEXEC) };
+        if let Ok(n) = usize::try_from(n) {
+            break n;
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    };
+    // SAFETY: the kernel has filled `message` and the control buffer behind it.
+    let descriptors = unsafe { descriptors_of(&message) };
+    if message.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0 {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("it is longer than {max} bytes")));
+    }
+    bytes.truncate(n);
+    Ok((bytes, descriptors))
+}
+
+/// # Safety
+/// `message` is as `recvmsg` left it, and its control buffer is alive.
+unsafe fn descriptors_of(message: &libc::msghdr) -> Vec<OwnedFd> {
+    let mut found = Vec::with_capacity(DESCRIPTORS);
+    // SAFETY: the macros walk through the control buffer within its length; each descriptor in it was made for this
+    // process by the kernel, and nothing else owns it.
+    unsafe {
+        let mut header = libc::CMSG_FIRSTHDR(message);
+        while !header.is_null() {
+            if (*header).cmsg_level == libc::SOL_SOCKET && (*header).cmsg_type == libc::SCM_RIGHTS {
+                let data = libc::CMSG_DATA(header);
+                let bytes = (*header).cmsg_len as usize - libc::CMSG_LEN(0) as usize;
+                for at in (0..bytes).step_by(size_of::<RawFd>()) {
+                    let mut number = [0; size_of::<RawFd>()];
+                    ptr::copy_nonoverlapping(data.add(at), number.as_mut_ptr(), number.len());
+                    found.push(OwnedFd::from_raw_fd(RawFd::from_ne_bytes(number)));
+                }
+            }
+            header = libc::CMSG_NXTHDR(message, header);
+        }
+    }
+    found
+}
+
+/// Sends one datagram. Whoever is to read it may be gone, which its reader hears by itself.
+pub(crate) fn send(fd: RawFd, bytes: &[u8]) {
+    // SAFETY: `bytes` is readable for its length during the call.
+    let _ = unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), libc::MSG_NOSIGNAL) };
+}
+
+/// Makes these this process's standard output, standard error and working directory, in this order.
+pub(crate) fn take_over(descriptors: &[OwnedFd]) -> io::Result<()> {
+    let [output, error, directory] = descriptors else { return Err(io::ErrorKind::InvalidInput.into()) };
+    // SAFETY: calls on plain numbers of open descriptors. 1 and 2 are this process's outputs, whoever writes there
+    // goes on writing, to the new files.
+    let done = unsafe {
+        libc::dup2(output.as_raw_fd(), 1) >= 0
+            && libc::dup2(error.as_raw_fd(), 2) >= 0
+            && libc::fchdir(directory.as_raw_fd()) == 0
+    };
+    if done { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// An environment as the C library wants it: the texts, and the pointers to them with a null at the end.
+struct Environment {
+    pointers: Vec<*mut c_char>,
+    _texts: Vec<CString>,
+}
+
+// SAFETY: the pointers point into the texts beside them, which move with them and are never written.
+unsafe impl Send for Environment {}
+
+/// Replaces this process's whole environment, `NAME=value` each, also while other threads run: they find the old one
+/// or the new one, whole. Whoever still reads the old one may: it is kept until the next but one.
+pub(crate) fn replace_environment(texts: Vec<Vec<u8>>) -> io::Result<()> {
+    static KEPT: Mutex<[Option<Environment>; 2]> = Mutex::new([None, None]);
+    unsafe extern "C" {
+        static mut environ: *mut *mut c_char;
+    }
+    let texts: Vec<CString> = texts.into_iter().map(CString::new).collect::<Result<_, _>>()?;
+    let pointers = texts.iter().map(|text| text.as_ptr().cast_mut()).chain([ptr::null_mut()]).collect();
+    let mut new = Environment { pointers, _texts: texts };
+    let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    // SAFETY: one aligned word is stored. The array and its texts stay where they are until two later calls, and the
+    // C library copies an array that it has not made itself before it changes it.
+    unsafe { (&raw mut environ).write_volatile(new.pointers.as_mut_ptr()) };
+    kept.swap(0, 1);
+    kept[1] = Some(new);
+    Ok(())
+}
+
+/// Makes processes that lose their parent below this one its own children, so that they can be seen.
+pub(crate) fn adopt_orphans() {
+    // SAFETY: takes a number and changes nothing but that; without effect on kernels before 3.4.
+    unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
+}
+
+/// Stops the three interval timers, which nobody can see from outside.
+pub(crate) fn stop_timers() {
+    let none: libc::itimerval = libc::itimerval {
+        it_interval: libc::timeval { tv_sec: 0, tv_usec: 0 },
+        it_value: libc::timeval { tv_sec: 0, tv_usec: 0 },
+    };
+    for timer in [libc::ITIMER_REAL, libc::ITIMER_VIRTUAL, libc::ITIMER_PROF] {
+        // SAFETY: reads one live itimerval.
+        unsafe { libc::setitimer(timer, &raw const none, ptr::null_mut()) };
+    }
 }
 
 /// Ends the process at once: no destructors, no exit handlers, whatever other threads do.

@@ -143,3 +143,9 @@ fn compiled(path: PathBuf, text: &str) -> PathBuf {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     path
 }
+
+/// kill -9 of the process that has this number, if one has.
+pub fn kill_number(pid: i32) {
+    // It may be gone.
+    let _gone = kill(Number::from_raw(pid), Signal::SIGKILL);
+}

@@ -54,7 +54,7 @@ enum End {
     Fenced,
     ShuttingDown,
     /// The instance has ended in order, and the process asks for another one.
-    Again(Call<InstanceProtocol>),
+    Again(Box<Call<InstanceProtocol>>),
 }
 
 /// Serves one connection to its end.
@@ -339,7 +339,7 @@ impl Active {
                 tokio::select! {
                     call = callee.next() => match call {
                         Ok(Some(call)) if seat.is_concluded() && is_registration(&call) => {
-                            break End::Again(call);
+                            break End::Again(Box::new(call));
                         }
                         Ok(Some(call)) => {
                             if std::mem::take(&mut first) {
@@ -388,7 +388,7 @@ async fn farewell(
         End::Again(call) => {
             // Answers of the last instance are none of the next one's.
             if finish(requests, pusher.replies()).await {
-                return Some(call);
+                return Some(*call);
             }
             (Closing::ShuttingDown, "requests of the last instance are still in flight; connect again")
         }

@@ -12,6 +12,7 @@
 //! (invariant 4 needs it: an unknown process could run beside the next attempt).
 
 use std::{
+    ffi::CString,
     fs::{File, OpenOptions},
     io::{self, Write},
     os::{
@@ -88,6 +89,15 @@ pub enum LaunchError {
         #[source]
         source: io::Error,
     },
+    /// A spare could not be made this attempt's process; it is ended.
+    #[error("a spare could not be used: {what}")]
+    Spare {
+        /// What failed.
+        what: &'static str,
+        /// The system's answer.
+        #[source]
+        source: io::Error,
+    },
     /// Its launch deadline is near: the next attempt would run beside it.
     #[error("the node was too busy to launch it before its launch deadline")]
     TooLate,
@@ -109,6 +119,7 @@ impl LaunchError {
             | Self::Image(_)
             | Self::Fetch(_)
             | Self::HandOver { .. }
+            | Self::Spare { .. }
             | Self::TooLate
             | Self::CutOff => false,
         }
@@ -155,35 +166,17 @@ fn launch_in(
 ) -> Result<Launched, LaunchError> {
     let files = |source| LaunchError::Files { path: directory.path.display().to_string(), source };
     let (reader, mut document) = document_pipe(spec.document.len() + MOMENT_BYTES).map_err(files)?;
-    let descriptors = [
-        raise(File::open("/dev/null").map_err(files)?)?,
-        raise(append_only(&directory.stream(Stream::Stdout)).map_err(files)?)?,
-        raise(append_only(&directory.stream(Stream::Stderr)).map_err(files)?)?,
-        raise(reader)?,
-        raise(site.replicas.reader().map_err(files)?)?,
-    ];
+    let descriptors = descriptors(site, directory, reader)?;
     launch.laps.pass(timings::Launch::Files);
-    let Spawned { pid, pidfd } = spawn(spec, image, &descriptors, directory)?;
+    let command = Command { arguments: &spec.arguments, environment: &spec.environment, limits: spec.limits };
+    let Spawned { pid, pidfd } = spawn(&command, image, descriptors, directory)?;
     launch.laps.pass(timings::Launch::Exec);
-    // The process alone reads: should it end before, the pipe says so.
-    drop(descriptors);
     fault::point("launch.spawned");
 
     // From here on every way out closes the pipe: a process without its document leaves.
     let hand_over = |what| move |source| LaunchError::HandOver { what, source };
     let process = ProcessId::of(pid).map_err(hand_over("is not visible in /proc"))?;
-    let record = ProcessRecord {
-        format: 1,
-        boot_id: site.boot_id.to_owned(),
-        pid: process.pid,
-        start_time: process.start_time,
-        key: launch.key.0,
-        tenant: launch.id.tenant.to_string(),
-        instance: launch.id.instance.to_string(),
-        attempt: launch.id.attempt.0,
-        image: launch.image.to_string(),
-    };
-    let written = directory.write_record(&record);
+    let written = directory.write_record(&record_of(site, process, launch));
     if let Err(source) = written {
         drop(document);
         kill_unwatched(&pidfd);
@@ -208,6 +201,44 @@ fn launch_in(
     Ok(Launched { process, pidfd, directory: directory.clone() })
 }
 
+/// What makes a process known as this attempt's.
+pub(super) fn record_of(site: &Site<'_>, process: ProcessId, launch: &Launch) -> ProcessRecord {
+    ProcessRecord {
+        format: 1,
+        boot_id: site.boot_id.to_owned(),
+        pid: process.pid,
+        start_time: process.start_time,
+        key: launch.key.0,
+        tenant: launch.id.tenant.to_string(),
+        instance: launch.id.instance.to_string(),
+        attempt: launch.id.attempt.0,
+        image: launch.image.to_string(),
+    }
+}
+
+/// What a process is started with.
+pub(super) struct Command<'a> {
+    pub(super) arguments: &'a [CString],
+    pub(super) environment: &'a [CString],
+    pub(super) limits: [(sys::Limit, u64); 2],
+}
+
+/// What a process finds open: nothing to read, new output files, its document, the replicas' addresses.
+pub(super) fn descriptors(
+    site: &Site<'_>,
+    directory: &AttemptDirectory,
+    document: OwnedFd,
+) -> Result<[OwnedFd; 5], LaunchError> {
+    let files = |source| LaunchError::Files { path: directory.path.display().to_string(), source };
+    Ok([
+        raise(File::open("/dev/null").map_err(files)?)?,
+        raise(append_only(&directory.stream(Stream::Stdout)).map_err(files)?)?,
+        raise(append_only(&directory.stream(Stream::Stderr)).map_err(files)?)?,
+        raise(document)?,
+        raise(site.replicas.reader().map_err(files)?)?,
+    ])
+}
+
 /// Kills a child that nobody will watch, and collects it.
 pub(crate) fn kill_unwatched(pidfd: &OwnedFd) {
     use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
@@ -216,23 +247,26 @@ pub(crate) fn kill_unwatched(pidfd: &OwnedFd) {
     while let Err(rustix::io::Errno::INTR) = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {}
 }
 
-fn spawn(
-    spec: &Spec,
+/// Starts the process in its directory. It alone has its descriptors then: should it end, the other end of its
+/// document's says so.
+#[expect(clippy::needless_pass_by_value, reason = "they are closed here once the process has its own")]
+pub(super) fn spawn(
+    command: &Command<'_>,
     image: &File,
-    descriptors: &[OwnedFd; 5],
+    descriptors: [OwnedFd; 5],
     directory: &AttemptDirectory,
 ) -> Result<Spawned, LaunchError> {
     let work = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let work = rustix::fs::open(directory.work(), work, Mode::empty())
         .map_err(|e| SpawnError { step: Step::Directory, source: e.into() })?;
     let (image, work) = (raise(image)?, raise(&work)?);
-    let limits = spec.limits.map(|(limit, value)| (limit, within_own(limit, value)));
+    let limits = command.limits.map(|(limit, value)| (limit, within_own(limit, value)));
     let plan = Plan {
         image: image.as_fd(),
         descriptors: descriptors.each_ref().map(AsFd::as_fd),
         directory: work.as_fd(),
-        arguments: &spec.arguments,
-        environment: &spec.environment,
+        arguments: command.arguments,
+        environment: command.environment,
         limits: &limits,
     };
     let mut tries = 1;
@@ -287,6 +321,6 @@ fn dated(document: &[u8]) -> Vec<u8> {
     dated
 }
 
-fn append_only(path: &Path) -> io::Result<File> {
+pub(super) fn append_only(path: &Path) -> io::Result<File> {
     OpenOptions::new().create_new(true).append(true).mode(0o600).open(path)
 }

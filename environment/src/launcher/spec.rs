@@ -14,7 +14,7 @@ use dormouse_core::{
     domain::id::{AttemptToken, Digest, InstanceKey, Name},
     timings::Laps,
 };
-use dormouse_proto::launch::LaunchDocument;
+use dormouse_proto::launch::{LaunchDocument, SpareDocument};
 use prost::Message;
 
 use super::sys::{ADDRESSES_FD, DOCUMENT_FD, Limit};
@@ -112,11 +112,74 @@ impl Spec {
     ) -> Result<Self, SpecError> {
         Ok(Self {
             arguments: arguments(launch),
-            environment: environment(launch, surroundings, directory)?,
+            environment: environment(&launch.env, surroundings, directory)?,
             document: document(launch, surroundings, core_addresses).encode_to_vec(),
-            limits: [(Limit::Core, 0), (Limit::OpenFiles, surroundings.open_files)],
+            limits: limits(surroundings),
         })
     }
+}
+
+/// What a spare is launched with: as any process, but nothing in it is of an instance.
+pub(super) struct SpareSpec {
+    pub(super) arguments: Vec<CString>,
+    pub(super) environment: Vec<CString>,
+    pub(super) limits: [(Limit, u64); 2],
+}
+
+impl SpareSpec {
+    /// `image` is for people who look at a list of processes.
+    pub(super) fn new(
+        image: &str,
+        number: u64,
+        surroundings: &Surroundings,
+        directory: &AttemptDirectory,
+    ) -> Result<Self, SpecError> {
+        let number = number.to_string();
+        let arguments = ["spare", image, &number].into_iter();
+        Ok(Self {
+            arguments: arguments.filter_map(|text| CString::new(text).ok()).collect(),
+            environment: environment(&BTreeMap::new(), surroundings, directory)?,
+            limits: limits(surroundings),
+        })
+    }
+}
+
+/// What tells a spare to be ready.
+pub(super) fn spare_document(
+    standby: Vec<u8>,
+    surroundings: &Surroundings,
+    core_addresses: Vec<String>,
+) -> SpareDocument {
+    SpareDocument {
+        format: 1,
+        standby,
+        core_addresses,
+        authority_pem: surroundings.authority_pem.clone(),
+        addresses_fd: ADDRESSES_FD,
+    }
+}
+
+/// The launch document for a process that runs already: the environment is in it too.
+pub(super) fn handed_document(
+    launch: &Launch,
+    surroundings: &Surroundings,
+    core_addresses: Vec<String>,
+    directory: &AttemptDirectory,
+    stay: bool,
+) -> Result<LaunchDocument, SpecError> {
+    let environment = environment(&launch.env, surroundings, directory)?;
+    let of_the_launch = format!("{LAUNCH_FD_VARIABLE}=");
+    let environment = environment.into_iter().map(CString::into_bytes);
+    Ok(LaunchDocument {
+        // It has read that one, and taken it away.
+        environment: environment.filter(|text| !text.starts_with(of_the_launch.as_bytes())).collect(),
+        stay,
+        ..document(launch, surroundings, core_addresses)
+    })
+}
+
+fn limits(surroundings: &Surroundings) -> [(Limit, u64); 2] {
+    [(Limit::Core, 0), (Limit::OpenFiles, surroundings.open_files)]
 }
 
 /// Checks what a start names before it is stored: every launch would fail on it otherwise.
@@ -145,7 +208,7 @@ fn arguments(launch: &Launch) -> Vec<CString> {
 }
 
 fn environment(
-    launch: &Launch,
+    named: &BTreeMap<String, String>,
     surroundings: &Surroundings,
     directory: &AttemptDirectory,
 ) -> Result<Vec<CString>, SpecError> {
@@ -160,7 +223,7 @@ fn environment(
     }
     // Not the service's own home: what lies there is its operator's.
     all.insert("HOME".into(), directory.work().into());
-    for (name, value) in &launch.env {
+    for (name, value) in named {
         check_variable(name, value)?;
         all.insert(name.into(), value.into());
     }

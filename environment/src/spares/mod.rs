@@ -1,4 +1,27 @@
 //! Processes that stand ready: launched and connected, and of no instance yet.
+//!
+//! - [`pool`]: how many of which image, when they are started, and when they are ended.
+//! - [`kept`]: one such process: begun, handed over to an attempt, looked at and refitted afterwards, ended.
+//! - [`channel`]: how it is told what to do.
+//! - [`look`]: whether its last instance left anything behind.
+//!
+//! A spare serves one attempt and is replaced in the background. Where an image allows reuse, a process whose
+//! instance ended in order and left nothing behind becomes a spare again, for the same image and tenant.
+//!
+//! It never decides which attempt is launched (the wake scheduler does) nor watches one (the supervisor does), and
+//! nothing of it outlives this service: a process without an instance leaves when its channel ends, and what is
+//! recorded below `spares/` is ended at the next start. Keeps invariant 4 (a process is known as its attempt's before
+//! it can act, and a spare is handed over once) and invariant 8 (a process serves one tenant).
+
+pub(crate) mod channel;
+mod kept;
+mod look;
+mod pool;
+
+pub(crate) use self::{
+    kept::{Handed, Stay, end_leftovers},
+    pool::{Again, Handle, Pool},
+};
 
 /// The first release of the SDK whose processes can.
 const FIRST: (u64, u64) = (0, 3);

@@ -14,7 +14,7 @@ use dormouse_core::{
         outcome::{ExitReason, ExitReport},
     },
     fault,
-    store::{self, AttemptRef, NodeLease, Store},
+    store::{self, AfterExit, AttemptRef, NodeLease, Store},
     timings,
 };
 use dormouse_proto::code::{Coded, Retry};
@@ -27,16 +27,17 @@ use tracing::{debug, error, info, warn};
 
 use super::{
     Options,
-    exit::Process,
+    exit::{Process, STDERR_TAIL, tail_text},
     ledger::Ledger,
     logs::{self, Keeper},
 };
 use crate::{
-    attempts::{AttemptId, Attempts},
+    attempts::{AttemptId, Attempts, Stream},
     images::{OpenError, cluster::Fetches},
     launcher::{Launch, LaunchError, Launched, Launcher},
     node::Slot,
     pace::UnderWay,
+    spares::{self, Handed, Stay},
 };
 
 /// What the supervisor wants of an attempt; each is more urgent than the one before.
@@ -64,6 +65,7 @@ pub(super) struct Shared {
     pub(super) attempts: Attempts,
     pub(super) launcher: Launcher,
     pub(super) fetches: Fetches,
+    pub(super) spares: spares::Handle,
     pub(super) lease: NodeLease,
     pub(super) failures: Failures,
     pub(super) ledger: Ledger,
@@ -84,7 +86,7 @@ impl Shared {
     /// its own end by then keeps it.
     async fn hand_back(&self, orders: &watch::Receiver<Order>, of: AttemptRef) -> bool {
         let why = format!("node {} drains", self.lease.node);
-        tell(orders, || self.store.hand_back(&self.lease, of, why.clone())).await
+        tell(orders, || self.store.hand_back(&self.lease, of, why.clone())).await.is_some()
     }
 }
 
@@ -165,23 +167,81 @@ enum Ending {
     HandedBack,
     /// We ended it for reasons that are not the instance's, and who ordered it settles them all.
     Ours,
+    /// It has not: it says that its instance has, and waits for another one.
+    Done,
 }
 
 impl Attend {
     /// Returns when the attempt is over and everybody knows, or when the service ends and leaves
     /// the process to its next life.
     pub(super) async fn run(mut self, work: Work) {
-        let (process, deadline) = match work {
-            Work::Adopted(process) => (process, None),
-            Work::Launch(..) if *self.orders.borrow_and_update() >= Order::HandBack => {
-                return self.not_begun().await;
+        match work {
+            Work::Adopted(process) => self.attend(process, Step::None).await,
+            Work::Launch(..) if *self.orders.borrow_and_update() >= Order::HandBack => self.not_begun().await,
+            Work::Launch(launch, deadline) => self.begin(*launch, deadline).await,
+        }
+    }
+
+    /// A spare takes the attempt, or a process is launched for it. A spare that ended before it
+    /// had read its document has touched nothing: the same claim is launched anew, and no crash
+    /// is counted.
+    async fn begin(mut self, launch: Launch, deadline: Instant) {
+        if let Some(Handed { process, mut stay }) = self.shared.spares.take(&launch).await {
+            // Nothing was launched that others would wait for.
+            self.under_way = None;
+            let ending = match self.watch(&process, Some(&mut stay), Step::Register(deadline)).await {
+                None => return,
+                Some(Ending::Itself) if !stay.was_taken() => None,
+                Some(ending) => Some(ending),
+            };
+            let Some(ending) = ending else {
+                info!("its spare ended before it had its launch document: launched anew");
+                self.forget(process).await;
+                return self.begin_anew(launch, deadline).await;
+            };
+            return self.ended(process, Some(stay), ending).await;
+        }
+        self.begin_anew(launch, deadline).await;
+    }
+
+    async fn begin_anew(self, launch: Launch, deadline: Instant) {
+        match self.launch(launch, deadline).await {
+            Ok(process) => self.attend(process, Step::Register(deadline)).await,
+            Err(error) => self.not_launched(&error).await,
+        }
+    }
+
+    async fn attend(mut self, process: Process, first: Step) {
+        let Some(ending) = self.watch(&process, None, first).await else { return };
+        self.ended(process, None, ending).await;
+    }
+
+    /// Nothing of it is worth keeping.
+    async fn forget(&self, process: Process) {
+        if let Err(error) = process.collect().await {
+            error!(%error, "the end of a process cannot be collected");
+        }
+        let (attempts, directory) = (self.shared.attempts.clone(), process.directory().clone());
+        let done = spawn_blocking(move || attempts.discard(&directory)).await;
+        if let Err(error) = done.map_err(io::Error::other).flatten() {
+            warn!(%error, "the files of a process that did nothing cannot be removed");
+        }
+    }
+
+    /// Its process has ended, or says that its instance has.
+    async fn ended(mut self, mut process: Process, mut stay: Option<Stay>, mut ending: Ending) {
+        if let (Ending::Done, Some(stay)) = (&ending, stay.take()) {
+            process = match self.shared.spares.again(process, stay).await {
+                Ok(again) => return self.goes_on_without(again).await,
+                // Its channel is closed, and it leaves.
+                Err(process) => process,
+            };
+            let leave = Step::Ask(Instant::now() + self.shared.options.grace.before_ask);
+            match self.watch(&process, None, leave).await {
+                Some(later) => ending = later,
+                None => return,
             }
-            Work::Launch(launch, deadline) => match self.launch(*launch, deadline).await {
-                Ok(process) => (process, Some(deadline)),
-                Err(error) => return self.not_launched(&error).await,
-            },
-        };
-        let Some(ending) = self.watch(&process, deadline).await else { return };
+        }
         let report = match process.collect().await {
             Ok(exit) => exit.report,
             Err(error) => {
@@ -190,6 +250,31 @@ impl Attend {
             }
         };
         self.over(ending, report).await;
+    }
+
+    /// The attempt is over and its process is not. The row has the last word, as ever: only if it says that the
+    /// instance had ended (or went on elsewhere) is the process used again.
+    async fn goes_on_without(self, again: spares::Again) {
+        drop((self.slot, self.under_way));
+        fault::point("supervisor.exit_seen");
+        let (store, of) = (&self.shared.store, self.of);
+        self.shared.failures.forget(of.instance);
+        let directory = self.shared.attempts.directory(&self.id);
+        let stderr_tail = tail_text(&directory.stream(Stream::Stderr), STDERR_TAIL).unwrap_or_default();
+        let report = ExitReport { reason: ExitReason::Code(0), stderr_tail };
+        let told = tell(&self.orders, || store.exited(of, report.clone())).await;
+        fault::point("supervisor.exit_told");
+        if told.is_some() {
+            // Before it serves another one: two attempts' records must not name one process.
+            self.shared.put_away(self.id).await;
+            fault::point("supervisor.put_away");
+        }
+        if let Some(AfterExit::Recorded) = told {
+            again.keep().await;
+        } else {
+            warn!("a process that says that its instance has ended is ended: the store does not say so");
+            again.end().await;
+        }
     }
 
     async fn launch(&self, launch: Launch, deadline: Instant) -> Result<Process, LaunchError> {
@@ -230,13 +315,13 @@ impl Attend {
     }
 
     /// Until the process has ended: `None` if the service ends before and leaves it.
-    async fn watch(&mut self, process: &Process, deadline: Option<Instant>) -> Option<Ending> {
+    async fn watch(&mut self, process: &Process, mut stay: Option<&mut Stay>, first: Step) -> Option<Ending> {
         let options = &self.shared.options;
         // Most attempts are over before the first look at their output.
         let mut keeper: Option<Keeper> = None;
         let mut tick = interval_at(Instant::now() + options.trim_every, options.trim_every);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut ladder = Ladder { step: deadline.map_or(Step::None, Step::Register), ending: Ending::Itself };
+        let mut ladder = Ladder { step: first, ending: Ending::Itself };
         // One that came before anybody waited for changes.
         ladder.order(*self.orders.borrow_and_update(), options);
         let mut pid_told = false;
@@ -249,6 +334,13 @@ impl Attend {
                         error!(%error, "a process cannot be watched");
                     }
                     return Some(ladder.ending);
+                }
+                () = done(stay.as_deref_mut()) => {
+                    if ladder.lets_go_on() {
+                        return Some(Ending::Done);
+                    }
+                    // It is asked to leave, and leaves when nobody can give it more.
+                    stay.as_deref_mut().into_iter().for_each(Stay::close);
                 }
                 changed = self.orders.changed() => match changed {
                     Ok(()) => {
@@ -339,13 +431,13 @@ impl Attend {
         let (store, of) = (&self.shared.store, self.of);
         let told = match ending {
             // Settled by who ordered it: no crash.
-            Ending::Ours => true,
+            Ending::Ours | Ending::Done => true,
             Ending::HandedBack => self.shared.hand_back(&self.orders, of).await,
             Ending::Itself => {
                 self.shared.failures.forget(of.instance);
                 let in_order = report.reason == ExitReason::Code(0);
                 let told = in_order && self.shared.ledger.note(store, of, report.clone()).await
-                    || tell(&self.orders, || store.exited(of, report.clone())).await;
+                    || tell(&self.orders, || store.exited(of, report.clone())).await.is_some();
                 timings::launch(timings::Launch::Exit, seen.elapsed());
                 told
             }
@@ -353,7 +445,7 @@ impl Attend {
             Ending::Late => {
                 let message = ExitReason::LaunchDeadline.to_string();
                 let retry_in = self.shared.failures.count(of.instance, &self.shared.options);
-                tell(&self.orders, || store.give_back(of, retry_in, message.clone())).await
+                tell(&self.orders, || store.give_back(of, retry_in, message.clone())).await.is_some()
             }
         };
         fault::point("supervisor.exit_told");
@@ -364,23 +456,23 @@ impl Attend {
     }
 }
 
-/// Tells the store until it has heard: false if the service ends before, or if the store refuses
-/// for good.
-async fn tell<F, T>(orders: &watch::Receiver<Order>, mut call: impl FnMut() -> F) -> bool
+/// Tells the store until it has heard, and answers what it said; `None` if the service ends before, or if the store
+/// refuses for good.
+async fn tell<F, T>(orders: &watch::Receiver<Order>, mut call: impl FnMut() -> F) -> Option<T>
 where
     F: Future<Output = store::Result<T>>,
 {
     let mut pause = Duration::from_millis(50);
     loop {
         match call().await {
-            Ok(_) => return true,
+            Ok(answer) => return Some(answer),
             Err(error) if error.retry() == Retry::Never => {
                 error!(error = %chain(&error), "the store takes no report of this attempt");
-                return false;
+                return None;
             }
             Err(error) if orders.has_changed().is_err() => {
                 info!(error = %chain(&error), "left to the next start: the store does not answer");
-                return false;
+                return None;
             }
             Err(error) => debug!(%error, "the store does not answer; the report is repeated"),
         }
@@ -427,6 +519,7 @@ struct Ladder {
     ending: Ending,
 }
 
+/// When.
 #[derive(Clone, Copy)]
 enum Step {
     None,
@@ -435,7 +528,20 @@ enum Step {
     Kill(Instant),
 }
 
+/// Returns when a process that may serve another instance says that this one's has ended.
+async fn done(stay: Option<&mut Stay>) {
+    match stay {
+        Some(stay) => stay.done().await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Ladder {
+    /// Nobody wants the process to end.
+    fn lets_go_on(&self) -> bool {
+        matches!(self.ending, Ending::Itself) && matches!(self.step, Step::None | Step::Register(_))
+    }
+
     fn next_at(&self) -> Option<Instant> {
         match self.step {
             Step::None => None,

@@ -72,6 +72,8 @@ pub struct Process {
     directory: AttemptDirectory,
     pidfd: AsyncFd<OwnedFd>,
     out_of_memory_kills: Option<u64>,
+    /// Processor time that was used for others, in microseconds.
+    used_before: u64,
     since: Instant,
 }
 
@@ -98,7 +100,23 @@ impl Process {
     ) -> Result<Self, (OwnedFd, io::Error)> {
         let pidfd = sys::watch(pidfd)?;
         let since = Instant::now();
-        Ok(Self { id, directory, pidfd, out_of_memory_kills: recent_out_of_memory_kills(), since })
+        let out_of_memory_kills = recent_out_of_memory_kills();
+        Ok(Self { id, directory, pidfd, out_of_memory_kills, used_before: 0, since })
+    }
+
+    /// The same process, which serves another attempt from now on: its files are elsewhere, and what
+    /// it used until now was used for others.
+    pub(crate) fn in_directory(self, directory: AttemptDirectory) -> Self {
+        let used_before = sys::begin_accounting(self.id.pid);
+        let out_of_memory_kills = recent_out_of_memory_kills();
+        Self { directory, out_of_memory_kills, used_before, since: Instant::now(), ..self }
+    }
+
+    /// Returns, apart from the process, once it has ended.
+    pub(crate) fn watch_end(&self) -> io::Result<impl Future<Output = ()> + Send + 'static> {
+        let pidfd = sys::watch(self.pidfd.get_ref().try_clone()?).map_err(|(_, error)| error)?;
+        // An error: it cannot be watched any more, which whoever looks at it will find.
+        Ok(async move { drop(pidfd.readable().await) })
     }
 
     /// Which process.
@@ -140,7 +158,11 @@ impl Process {
             self.kill_all().await?;
         }
         let report = ExitReport { reason: self.reason(status), stderr_tail: self.stderr_tail() };
-        Ok(Exit { report, usage: reaped.map(|reaped| reaped.usage) })
+        let usage = reaped.map(|Reaped { usage, .. }| Usage {
+            cpu_micros: usage.cpu_micros.saturating_sub(self.used_before),
+            ..usage
+        });
+        Ok(Exit { report, usage })
     }
 
     /// The group first: as long as its leader is not collected, its number is nobody else's.
@@ -235,7 +257,7 @@ impl Process {
     }
 
     /// Whether it has, collected or not.
-    pub(super) fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let mut look = [PollFd::new(self.pidfd.get_ref(), PollFlags::IN)];
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };

@@ -50,7 +50,7 @@ pub(super) fn signal_process(pidfd: BorrowedFd<'_>, signal: Signal) -> io::Resul
 
 /// Kills everything that belongs to the attempt, the leader included if it still runs. Blocking:
 /// reads `/proc`. Answers how many were killed.
-pub(super) fn kill_all(leader: ProcessId, directory: &Path) -> io::Result<usize> {
+pub(crate) fn kill_all(leader: ProcessId, directory: &Path) -> io::Result<usize> {
     let mark = spec::mark(directory);
     let mut killed = HashSet::new();
     for _ in 0..ROUNDS {

@@ -57,9 +57,13 @@ use crate::{
     launcher::{Launch, Launcher},
     node::{Slot, Slots},
     pace::UnderWay,
+    spares,
 };
 
-pub(crate) use self::attend::{chain, put_away};
+pub(crate) use self::{
+    attend::{chain, put_away},
+    group::kill_all as kill_recorded,
+};
 
 /// How processes are watched.
 #[derive(Clone, Debug)]
@@ -220,7 +224,7 @@ const QUEUE: usize = 64;
 
 impl Supervisor {
     /// For a node that holds its lease.
-    pub fn new(
+    pub(crate) fn new(
         options: Options,
         store: Store,
         attempts: Attempts,
@@ -228,13 +232,14 @@ impl Supervisor {
         lease: NodeLease,
         slots: Slots,
         condition: &Condition,
+        spares: spares::Handle,
     ) -> (Self, Handle) {
         let (sender, starts) = mpsc::channel(QUEUE);
         let fetches = Fetches::new(store.clone(), launcher.images().clone());
         let (failures, condition) = (Failures::default(), condition.subscribe());
         let (lease_of, ledger) = (lease.clone(), Ledger::default());
         let shared =
-            Shared { options, store, attempts, launcher, fetches, lease: lease_of, failures, ledger };
+            Shared { options, store, attempts, launcher, fetches, spares, lease: lease_of, failures, ledger };
         let (tracked, noticed) = (HashMap::new(), Noticed { all: true, ..Noticed::default() });
         let tasks = JoinSet::new();
         let this =

@@ -14,7 +14,7 @@ use dormouse_proto::{
     call::{CallError, Caller, InstanceProtocol, Protocol as _},
     code::Code,
     endpoint::{CORE_NAME, Transport, client_config_with, connect},
-    instance::{self, ClientFrame, client_frame, server_frame},
+    instance::{self, ClientFrame, Standby, client_frame, server_frame},
     launch::LaunchDocument,
     trust::Trust,
 };
@@ -53,6 +53,8 @@ enum Failed {
 /// Finds core.
 pub(super) struct Link {
     document: LaunchDocument,
+    /// What is shown to core as long as there is no instance.
+    standby: Option<Standby>,
     endpoint: quinn::Endpoint,
     config: quinn::ClientConfig,
     /// Where core has accepted this attempt and this release before.
@@ -72,7 +74,7 @@ impl Link {
         )
         .map_err(|error| format!("the launch document's authority: {error}"))?;
         course.prepared();
-        Ok(Self { document, endpoint, config, known: None, rounds: 0, course })
+        Ok(Self { document, standby: None, endpoint, config, known: None, rounds: 0, course })
     }
 
     /// How the launch went.
@@ -80,14 +82,28 @@ impl Link {
         &mut self.course
     }
 
-    /// The first registration, with everything that is stored.
-    pub(super) async fn begin(&mut self) -> Result<(Session, Arc<Ledger>, mpsc::Receiver<Request>), Fate> {
+    /// What there is to say from now on: stand by, or register this document's attempt.
+    pub(super) fn renew(&mut self, document: LaunchDocument, standby: Option<Standby>) {
+        self.course = Course::begin(&document);
+        self.course.prepared();
+        self.document = document;
+        self.standby = standby;
+    }
+
+    /// The first registration, with everything that is stored; on a connection that stands by, if there is one.
+    pub(super) async fn begin(
+        &mut self,
+        mut kept: Option<Session>,
+    ) -> Result<(Session, Arc<Ledger>, mpsc::Receiver<Request>), Fate> {
         let pace = match self.document.idle_before_suspend_micros {
             0 => Pace::default(),
             micros => Pace { idle: Duration::from_micros(micros), ..Pace::default() },
         };
         loop {
-            let Again { session, mut registered } = self.register().await?;
+            let Again { session, mut registered } = match kept.take() {
+                Some(session) => self.register_on(session).await?,
+                None => self.register().await?,
+            };
             let mut cursor = registered.next_cursor;
             if registered.workflow.is_empty() {
                 registered.workflow.clone_from(&self.document.workflow);
@@ -112,17 +128,53 @@ impl Link {
 
     /// Tries every address until one of them registers this attempt.
     pub(super) async fn register(&mut self) -> Result<Again, Fate> {
+        loop {
+            if let (session, server_frame::Outcome::Registered(registered)) = self.connected().await? {
+                return Ok(Again { session, registered });
+            }
+        }
+    }
+
+    /// Tries every address until one of them keeps the connection without an instance.
+    pub(super) async fn stand_by(&mut self) -> Result<Session, Fate> {
+        loop {
+            if let (session, server_frame::Outcome::StandingBy(_)) = self.connected().await? {
+                return Ok(session);
+            }
+        }
+    }
+
+    /// Registers on a connection that stands by or has served an instance before; if that does not do, on another.
+    async fn register_on(&mut self, mut session: Session) -> Result<Again, Fate> {
+        // Nothing was launched: there is nothing to tell of it.
+        let _nothing = self.course.asked();
+        let asking = timeout(REGISTER_WITHIN, self.ask(&session.caller));
+        match asking.await {
+            Ok(Ok(server_frame::Outcome::Registered(registered))) => {
+                session.registration = session.next;
+                session.next += 1;
+                return Ok(Again { session, registered });
+            }
+            Ok(Err(Failed::Fate(fate))) => return Err(fate),
+            Ok(Ok(_) | Err(Failed::Later(_))) | Err(_) => {}
+        }
+        drop(session);
+        self.register().await
+    }
+
+    /// Tries every address until one of them accepts what there is to say.
+    async fn connected(&mut self) -> Result<(Session, server_frame::Outcome), Fate> {
         let since = Instant::now();
         let mut said = false;
         let mut round = 0;
         loop {
             let reason = match self.try_all(round).await {
-                Ok(again) => {
+                Ok(accepted) => {
                     if said {
                         let seconds = since.elapsed().as_secs();
                         eprintln!("dormouse-sdk: connected to core again after {seconds} s");
                     }
-                    return Ok(again);
+                    return Ok(accepted);
                 }
                 Err(Failed::Fate(fate)) => return Err(fate),
                 Err(Failed::Later(why)) => why,
@@ -137,16 +189,16 @@ impl Link {
     }
 
     /// One round over all addresses: connects to the first that answers, and registers there.
-    async fn try_all(&mut self, round: u32) -> Result<Again, Failed> {
+    async fn try_all(&mut self, round: u32) -> Result<(Session, server_frame::Outcome), Failed> {
         let mut addresses = VecDeque::from(self.addresses());
         let mut reason = "no address of core is known".to_owned();
         while !addresses.is_empty() {
             let (address, connection) = self.connect_to_any(&mut addresses, round).await?;
-            let registering = timeout(REGISTER_WITHIN, self.register_at(connection));
+            let registering = timeout(REGISTER_WITHIN, self.begin_at(connection));
             reason = match registering.await {
-                Ok(Ok(again)) => {
+                Ok(Ok(accepted)) => {
                     self.known = Some(address);
-                    return Ok(again);
+                    return Ok(accepted);
                 }
                 Ok(Err(Failed::Fate(fate))) => return Err(Failed::Fate(fate)),
                 Ok(Err(Failed::Later(why))) => why,
@@ -226,27 +278,42 @@ impl Link {
         addresses
     }
 
-    async fn register_at(&mut self, connection: quinn::Connection) -> Result<Again, Failed> {
+    async fn begin_at(
+        &mut self,
+        connection: quinn::Connection,
+    ) -> Result<(Session, server_frame::Outcome), Failed> {
         let hello = client_frame::Operation::Hello(instance::Hello {
             protocol_version: InstanceProtocol::VERSION,
             client: concat!("dormouse-sdk ", env!("CARGO_PKG_VERSION")).to_owned(),
         });
-        let register = client_frame::Operation::Register(instance::RegisterInstance {
-            token: self.document.token.clone(),
-            instance_id: self.document.instance_id.clone(),
-            attempt: self.document.attempt,
-        });
-        let register = ClientFrame { launched: self.course.connected(), ..register.into() };
         let opened = Caller::<InstanceProtocol>::open(connection, hello.into()).await;
         let (caller, pushes) = opened.map_err(|error| self.judge_call(error))?;
-        let answer = caller.call(register).await.map_err(|error| self.judge_call(error))?;
-        self.course.registered();
-        match answer.outcome {
-            Some(server_frame::Outcome::Registered(registered)) => {
-                Ok(Again { session: Session { caller, pushes }, registered })
-            }
-            Some(server_frame::Outcome::Error(error)) => Err(self.judge(&error)),
-            other => {
+        let outcome = self.ask(&caller).await?;
+        let next = u32::from(matches!(outcome, server_frame::Outcome::Registered(_)));
+        Ok((Session { caller, pushes, registration: 0, next }, outcome))
+    }
+
+    /// Says what there is to say, and answers what was accepted.
+    async fn ask(&mut self, caller: &Caller<InstanceProtocol>) -> Result<server_frame::Outcome, Failed> {
+        let frame = if let Some(standby) = &self.standby {
+            client_frame::Operation::Standby(standby.clone()).into()
+        } else {
+            let register = client_frame::Operation::Register(instance::RegisterInstance {
+                token: self.document.token.clone(),
+                instance_id: self.document.instance_id.clone(),
+                attempt: self.document.attempt,
+            });
+            ClientFrame { launched: self.course.connected(), ..register.into() }
+        };
+        let answer = caller.call(frame).await.map_err(|error| self.judge_call(error))?;
+        if self.standby.is_none() {
+            self.course.registered();
+        }
+        match (answer.outcome, &self.standby) {
+            (Some(accepted @ server_frame::Outcome::Registered(_)), None)
+            | (Some(accepted @ server_frame::Outcome::StandingBy(_)), Some(_)) => Ok(accepted),
+            (Some(server_frame::Outcome::Error(error)), _) => Err(self.judge(&error)),
+            (other, _) => {
                 Err(Failed::Later(format!("core answered the registration with something else: {other:?}")))
             }
         }

@@ -44,6 +44,7 @@ mod requests;
 mod retry;
 mod signals;
 mod sleeping;
+mod spares;
 mod tools;
 mod upgrade;
 mod wakes;
