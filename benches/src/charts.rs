@@ -77,6 +77,20 @@ fn latencies(lines: &[Line]) -> Option<String> {
     Some(svg("Latencies: p50 (dot), to p99 (thick), to the slowest (thin)", spreads.len(), &body))
 }
 
+/// Bars that follow each other: name, where it begins and how long it is as shares of the whole, and what is
+/// written beside it.
+pub(crate) fn waterfall(title: &str, rows: &[(&str, f64, f64, String)]) -> String {
+    let mut body = String::new();
+    for (row, (name, from, length, told)) in rows.iter().enumerate() {
+        let (y, x, length) = (top(row) - 16.0, LEFT + from * LENGTH, (length * LENGTH).max(1.0));
+        body += &label(y, name);
+        body +=
+            &format!(r#"<rect class="met" x="{x:.1}" y="{:.0}" width="{length:.1}" height="12"/>"#, y + 5.0);
+        body += &text(x + length + 6.0, y + 15.0, told);
+    }
+    svg(title, rows.len(), &body)
+}
+
 #[expect(clippy::cast_precision_loss, reason = "there are a hundred rows at most")]
 fn top(row: usize) -> f64 {
     TOP + row as f64 * ROW

@@ -28,6 +28,7 @@ mod report;
 mod run;
 mod services;
 mod show;
+mod waterfall;
 mod workloads;
 
 use std::process::ExitCode;

@@ -129,6 +129,11 @@ impl Services {
         Ok(services)
     }
 
+    /// Where they keep everything.
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
     /// A controller's one connection.
     pub(crate) fn client(&self) -> &Client {
         &self.client

@@ -7,6 +7,7 @@ mod loaded;
 mod resumes;
 mod signals;
 mod starting;
+mod trace;
 mod wakes;
 
 use std::{future::Future, time::Duration};
@@ -26,6 +27,7 @@ pub(crate) fn entries() -> Vec<Entry> {
     all.extend(idle::entries());
     all.extend(loaded::entries());
     all.extend(starting::entries());
+    all.extend(trace::entries());
     all
 }
 
