@@ -2,6 +2,7 @@
 
 mod checkpoints;
 mod idle;
+mod kept;
 mod launches;
 mod loaded;
 mod resumes;
@@ -21,6 +22,7 @@ pub(crate) fn entries() -> Vec<Entry> {
     let mut all = Vec::new();
     all.extend(checkpoints::entries());
     all.extend(launches::entries());
+    all.extend(kept::entries());
     all.extend(wakes::entries());
     all.extend(resumes::entries());
     all.extend(signals::entries());
@@ -29,6 +31,18 @@ pub(crate) fn entries() -> Vec<Entry> {
     all.extend(starting::entries());
     all.extend(trace::entries());
     all
+}
+
+/// Looks until what it looks at is so.
+async fn until(what: &str, mut look: impl AsyncFnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    const PAUSE: Duration = Duration::from_millis(100);
+    let looking = async {
+        while !look().await? {
+            tokio::time::sleep(PAUSE).await;
+        }
+        Ok(())
+    };
+    in_time(what, looking).await?
 }
 
 /// Ends a wait for what instances do by themselves: it comes soon, or never.
