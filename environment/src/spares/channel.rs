@@ -13,8 +13,8 @@ use std::{
 use dormouse_proto::launch::{Order, Report, order, report::Word};
 use prost::Message as _;
 use rustix::net::{
-    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sendmsg,
-    socketpair,
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+    sendmsg, socketpair,
 };
 use tokio::net::UnixDatagram;
 
@@ -74,14 +74,15 @@ impl Channel {
         }
     }
 
-    /// A report that is there already.
+    /// A report that is there already. Asks the kernel: what the runtime has heard of may be less.
     pub(crate) fn reported(&self) -> Option<Word> {
         let mut bytes = [0; REPORT_MAX];
         loop {
-            match self.socket.try_recv(&mut bytes) {
-                Ok(0) | Err(_) => return None,
-                Ok(n) => {
-                    if let Some(word) = word(&bytes[..n]) {
+            match rustix::net::recv(&self.socket, &mut bytes, RecvFlags::DONTWAIT) {
+                Err(rustix::io::Errno::INTR) => {}
+                Ok((_, 0)) | Err(_) => return None,
+                Ok((_, n)) => {
+                    if let Some(word) = word(&bytes[..n.min(REPORT_MAX)]) {
                         return Some(word);
                     }
                 }
@@ -113,12 +114,11 @@ mod tests {
         channel.send(order::Order::StandBy(document.clone()), None).expect("sent");
         channel.send(order::Order::Launch(Default::default()), None).expect("sent");
         let mut bytes = [0; 4096];
-        let (_, n) = rustix::net::recv(&end, &mut bytes, rustix::net::RecvFlags::empty()).expect("read");
+        let (_, n) = rustix::net::recv(&end, &mut bytes, RecvFlags::empty()).expect("read");
         let first = Order::decode(&bytes[..n]).expect("one order").order;
         assert_eq!(first, Some(order::Order::StandBy(document)));
 
         tell(&end, Word::Ready);
-        tell(&end, Word::Unknown);
         tell(&end, Word::Taken);
         assert_eq!(channel.report().await, Some(Word::Ready));
         assert_eq!(channel.reported(), Some(Word::Taken));
