@@ -87,7 +87,7 @@ impl Course {
 
     fn figures(&self, id: &str, what: &str) -> Vec<Figure> {
         let part = |(name, rounds): &(&str, Vec<f64>)| {
-            let id = format!("trace.{id}.{}", name.replace([' ', ':', ','], "_"));
+            let id = format!("trace.{id}.{}", name.replace(": ", ".").replace(' ', "_"));
             Figure::of(Unit::Seconds, id, format!("of that: {name}"), rounds.clone())
         };
         let mut figures = vec![Figure::latency(format!("trace.{id}"), what, &self.whole)];
