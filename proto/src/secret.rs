@@ -10,11 +10,12 @@ const HIDDEN: &str = "(hidden)";
 
 impl Debug for RegisterInstance {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
-        let Self { token: _, instance_id, attempt } = self;
+        let Self { token: _, instance_id, attempt, stream } = self;
         f.debug_struct("RegisterInstance")
             .field("token", &HIDDEN)
             .field("instance_id", instance_id)
             .field("attempt", attempt)
+            .field("stream", stream)
             .finish()
     }
 }

@@ -40,7 +40,12 @@ fn generate(protos: &Path, out: &Path) {
         // Ordered, so that equal messages have equal bytes.
         .btree_map(["."])
         // What is an author's is not copied out of the frame that it came in.
-        .bytes([".dormouse.instance.v1.Payload.data", ".dormouse.management.v1.Payload.data"])
+        .bytes([
+            ".dormouse.instance.v1.Payload.data",
+            ".dormouse.instance.v1.Registered.checkpoints",
+            ".dormouse.instance.v1.CheckpointPage.checkpoints",
+            ".dormouse.management.v1.Payload.data",
+        ])
         // These hold secrets: src/secret.rs writes their Debug.
         .skip_debug([
             ".dormouse.instance.v1.RegisterInstance",

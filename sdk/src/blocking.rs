@@ -230,7 +230,7 @@ impl<F> Step<F> {
         E: Into<Failure>,
     {
         let ledger = Arc::clone(self.ctx.inner.ledger());
-        let mut tries = Tries::begin(&ledger, self.plan)?;
+        let mut tries = block_on(&self.ctx.timers, &ledger, Tries::begin(&ledger, self.plan))?;
         let result = loop {
             match block_on(&self.ctx.timers, &ledger, tries.next()) {
                 Turn::Over(result) => break result,

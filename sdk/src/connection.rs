@@ -61,7 +61,7 @@ const RECLAIMS: u32 = 3;
 const RECLAIM_WITHIN: Duration = Duration::from_secs(5);
 
 /// Runs on a `socket` until the process has nothing more to say to core. Calls `started` once, when the attempt is
-/// registered and everything that is stored is known.
+/// registered; what is stored may still be on its way then.
 pub(crate) async fn run(
     socket: quinn::Endpoint,
     document: LaunchDocument,
@@ -157,7 +157,7 @@ impl Line {
             }
             // Before the next one registers: an old session has nothing to say beside a new one.
             drop(session);
-            let registering = link.register();
+            let registering = link.begin_again(&ledger);
             let again = if fenced {
                 unanswered.reclaims += 1;
                 timeout(RECLAIM_WITHIN, registering).await.unwrap_or(Err(Fate::Fenced))
@@ -165,10 +165,7 @@ impl Line {
                 registering.await
             };
             session = match again {
-                Ok(Again { session, registered }) => {
-                    ledger.registered_again(registered);
-                    session
-                }
+                Ok(session) => session,
                 Err(fate) => return fate,
             };
         }
@@ -287,6 +284,12 @@ async fn serve(
             push = pushes.next() => match push {
                 // Late, and meant for the instance that this process served before.
                 Some(frame) if frame.registration != *registration => {}
+                Some(ServerFrame { outcome: Some(server_frame::Outcome::Page(page)), .. }) => {
+                    // What cannot be read now may be after another registration.
+                    if ledger.load(page.checkpoints, page.next_cursor).is_err() {
+                        return Left::Lost;
+                    }
+                }
                 Some(frame) => match frame.outcome.and_then(|outcome| ledger.pushed(outcome)) {
                     Some(Fate::Fenced) => return Left::Fenced,
                     Some(fate) => return Left::Fate(fate),

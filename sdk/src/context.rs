@@ -304,7 +304,7 @@ impl IntoFuture for Checkpoint {
 
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
-            let usage = self.ledger.claim(self.plan.operation()?, self.plan.place)?;
+            let usage = self.ledger.claim(self.plan.operation()?, self.plan.place).await?;
             let result = save(&self.ledger, usage.operation(), self.bytes).await;
             usage.done();
             result

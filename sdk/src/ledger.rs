@@ -10,6 +10,7 @@
 mod guard;
 mod inbox;
 mod keeper;
+mod shelf;
 mod state;
 
 use std::{
@@ -21,6 +22,7 @@ use std::{
 };
 
 use dormouse_proto::instance::{self, InstanceEvent, checkpoint, client_frame, instance_event, server_frame};
+use prost::bytes::Bytes;
 use tokio::{
     sync::{Notify, mpsc, oneshot},
     time::Instant,
@@ -147,12 +149,11 @@ pub(crate) enum Admission {
 }
 
 impl Ledger {
-    /// From the first registration.
+    /// From the first registration; what is stored is not in it yet, see [`Ledger::load`].
     pub(crate) fn new(registered: instance::Registered, pace: Pace) -> (Arc<Self>, mpsc::Receiver<Request>) {
         let (requests, driver) = mpsc::channel(REQUESTS);
         let mut state = State::new(registered.now);
         state.inbox.merge(registered.inbox.unwrap_or_default());
-        state.load(registered.checkpoints);
         let facts = Facts {
             instance_id: registered.instance_id,
             attempt: registered.attempt,
@@ -172,12 +173,20 @@ impl Ledger {
 
     // For drivers.
 
-    /// A further page of what was stored before this launch.
-    pub(crate) fn load(&self, checkpoints: Vec<instance::StoredCheckpoint>) {
-        self.lock().load(checkpoints);
+    /// A page of what was stored before this launch; `next_cursor` is 0 in the last.
+    pub(crate) fn load(&self, page: Vec<Bytes>, next_cursor: u64) -> Result<(), prost::DecodeError> {
+        let mut state = self.lock();
+        let loaded = state.shelf.put(page, next_cursor == 0);
+        self.look_again(state);
+        loaded
     }
 
-    /// The connection is back. What was stored is known already.
+    /// Whether all of that is here.
+    pub(crate) fn is_loaded(&self) -> bool {
+        self.lock().shelf.is_complete()
+    }
+
+    /// The connection is back. What was stored is loaded as before.
     pub(crate) fn registered_again(&self, registered: instance::Registered) {
         let mut state = self.lock();
         state.clock.learn(registered.now);
@@ -251,12 +260,25 @@ impl Ledger {
 
     // For operations.
 
-    /// Claims a name for this launch.
-    pub(crate) fn claim(
+    /// Claims a name for this launch, and waits until it is known what is stored for it.
+    pub(crate) async fn claim(
         self: &Arc<Self>,
         operation: Operation,
         place: &'static Location<'static>,
     ) -> Result<Use> {
+        let usage = self.claim_name(operation, place)?;
+        while !self.is_loaded() {
+            let mut changed = pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if self.is_loaded() || self.lock().has_result(&usage.operation) {
+                break;
+            }
+            changed.await;
+        }
+        Ok(usage)
+    }
+
+    fn claim_name(self: &Arc<Self>, operation: Operation, place: &'static Location<'static>) -> Result<Use> {
         match self.lock().used.entry(operation.clone()) {
             Entry::Occupied(used) => {
                 let first = used.get();
@@ -275,21 +297,12 @@ impl Ledger {
 
     /// Takes what is stored there; it is read once.
     pub(crate) fn take(&self, operation: &Operation, slot: u32) -> Option<Stored> {
-        let mut state = self.lock();
-        let slots = state.stored.get_mut(operation)?;
-        let at = slots.iter().position(|(stored, _)| *stored == slot)?;
-        let (_, stored) = slots.swap_remove(at);
-        if slots.is_empty() {
-            state.stored.remove(operation);
-        }
-        Some(stored)
+        self.lock().take(operation, slot)
     }
 
-    /// What is stored there, left where it is.
+    /// What was stored there before this launch, if it is here; left where it is.
     pub(crate) fn peek(&self, operation: &Operation, slot: u32) -> Option<Stored> {
-        let state = self.lock();
-        let (_, stored) = state.stored.get(operation)?.iter().find(|(stored, _)| *stored == slot)?;
-        Some(stored.clone())
+        self.lock().shelf.look(operation, slot)
     }
 
     /// Waits until `operation` may run: not while the instance is paused, frozen or ending. The first one
@@ -511,9 +524,7 @@ impl Ledger {
     /// ask that was dropped before its answer came.
     pub(crate) fn is_signalled(&self, operation: &Operation) -> bool {
         let state = self.lock();
-        let decided =
-            state.stored.get(operation).is_some_and(|slots| slots.iter().any(|(slot, _)| *slot == RESULT));
-        decided || state.inbox.has(&operation.name)
+        state.has_result(operation) || state.inbox.has(&operation.name)
     }
 
     pub(crate) fn is_gone(&self) -> bool {

@@ -107,10 +107,10 @@ pub(crate) struct Tries {
 
 impl Tries {
     /// Claims the step's name and finds out how many tries failed already.
-    pub(crate) fn begin(ledger: &Arc<Ledger>, plan: Plan) -> Result<Self> {
+    pub(crate) async fn begin(ledger: &Arc<Ledger>, plan: Plan) -> Result<Self> {
         let operation = plan.operation()?;
         let idempotency_key = idempotency_key(&ledger.facts.instance_id, &operation.name, &operation.key);
-        let usage = ledger.claim(operation, plan.place)?;
+        let usage = ledger.claim(operation, plan.place).await?;
         let mut failed = 0;
         let mut due_at = None;
         while let Some(Value::Due(at)) = ledger.take(usage.operation(), failed + 1).map(|stored| stored.value)
@@ -379,7 +379,7 @@ where
     B: Body<T>,
     T: Serialize + DeserializeOwned + Send,
 {
-    let mut tries = Tries::begin(&ledger, plan)?;
+    let mut tries = Tries::begin(&ledger, plan).await?;
     let result = loop {
         match tries.next().await {
             Turn::Over(result) => break result,

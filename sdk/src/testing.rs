@@ -235,7 +235,10 @@ enum Cut {
 }
 
 async fn launch(entry: &Entry, core: &mut Core, pace: Pace, pushes: bool) -> Cut {
-    let (ledger, requests) = Ledger::new(core.launch(), pace);
+    let mut registered = core.launch();
+    let stored = std::mem::take(&mut registered.checkpoints);
+    let (ledger, requests) = Ledger::new(registered, pace);
+    ledger.load(stored, 0).expect("what was encoded here");
     let ctx = Context::new(Arc::clone(&ledger));
     let cut = match entry {
         Entry::Asynchronous(run) => {

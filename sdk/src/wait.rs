@@ -146,7 +146,7 @@ impl IntoFuture for Sleep {
 
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
-            let usage = self.ledger.claim(self.plan.operation()?, self.plan.place)?;
+            let usage = self.ledger.claim(self.plan.operation()?, self.plan.place).await?;
             let stored = sleep(&self.ledger, usage.operation(), self.due).await?;
             let result = slept(&self.ledger, usage.operation(), stored).await;
             usage.done();
@@ -251,7 +251,7 @@ impl<T: DeserializeOwned + Send + 'static> IntoFuture for Signal<T> {
         Box::pin(async move {
             let Self { ledger, plan, .. } = self;
             let operation = plan.operation()?;
-            let usage = ledger.claim(operation.clone(), plan.place)?;
+            let usage = ledger.claim(operation.clone(), plan.place).await?;
             if let Some(payload) = signal(&ledger, usage, None).await? {
                 return Ok(payload);
             }
@@ -271,7 +271,7 @@ impl<T: DeserializeOwned + Send + 'static> IntoFuture for SignalWithin<T> {
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
             let Signal { ledger, plan, .. } = self.signal;
-            let usage = ledger.claim(plan.operation()?, plan.place)?;
+            let usage = ledger.claim(plan.operation()?, plan.place).await?;
             signal(&ledger, usage, Some(self.due)).await
         })
     }

@@ -92,6 +92,7 @@ pub fn registration(document: &LaunchDocument) -> Operation {
         token: document.token.clone(),
         instance_id: document.instance_id.clone(),
         attempt: document.attempt,
+        stream: false,
     })
 }
 

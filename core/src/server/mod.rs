@@ -11,6 +11,7 @@
 //! (invariant 1), writes only with attempt and session (invariant 2) and never sees a process.
 
 mod identity;
+mod pages;
 mod presence;
 mod push;
 mod request;

@@ -23,6 +23,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, Span, debug, error, info, warn};
 
+use super::pages;
 use super::push::{self, Entered, Pusher, Seat, Sessions};
 use super::request::{self, Error};
 use super::standby::{Spare, Spares};
@@ -168,7 +169,8 @@ impl Guest {
                     match self.open(&request).await {
                         Ok(registration) => {
                             let pusher = Pusher::new(self.callee.replies(), self.registered);
-                            return welcome(&self.shared, pusher, answer, registration).await.map(Some);
+                            let welcome = welcome(&self.shared, pusher, answer, registration, request.stream);
+                            return welcome.await.map(Some);
                         }
                         Err(error) => Err(error),
                     }
@@ -249,14 +251,17 @@ async fn welcome(
     pusher: Pusher,
     answer: Answer<InstanceProtocol>,
     registration: Registration,
+    stream: bool,
 ) -> Result<Active, CallError> {
     fault::point("core.registered");
     let session = registration.session.clone();
     let entered = shared.sessions.enter(&session);
     let inbox = registration.inbox.clone();
     let since = Instant::now();
-    let (frame, complete) = registered(registration);
-    answer.reply(frame).await?;
+    let (mut told, complete) = registered(registration);
+    told.streamed = stream && told.next_cursor != 0;
+    let rest = told.streamed.then_some(told.next_cursor);
+    answer.reply(Outcome::Registered(told).into()).await?;
     timings::request(timings::Request::Register, Stage::Reply, since);
     if !complete {
         // Looks for itself, and pushes all of it.
@@ -264,12 +269,12 @@ async fn welcome(
     }
     span_of(&session).in_scope(|| info!("registered"));
     let asked = Asked { store: shared.store.clone(), session, seat: Arc::clone(entered.seat()) };
-    Ok(Active { asked: Arc::new(asked), entered, pusher, inbox, poll: shared.poll })
+    Ok(Active { asked: Arc::new(asked), entered, pusher, inbox, rest, poll: shared.poll })
 }
 
 /// The answer to a registration. An input of the largest size leaves no room for checkpoints, and hardly any for
 /// signals: then the checkpoints follow as pages, and the inbox as a push (`false`).
-fn registered(registration: Registration) -> (wire::ServerFrame, bool) {
+fn registered(registration: Registration) -> (wire::Registered, bool) {
     let Registration { session, workflow, input, wake_reason, page, inbox, started_at, now } = registration;
     let page = of_page(page);
     let mut answer = wire::Registered {
@@ -284,6 +289,7 @@ fn registered(registration: Registration) -> (wire::ServerFrame, bool) {
         inbox: Some(of_inbox(&inbox)),
         now: now.0,
         started_at: started_at.0,
+        streamed: false,
     };
     // What surrounds the answer in its frame.
     let room = limits::BULK_FRAME_MAX_BYTES - 64;
@@ -295,7 +301,7 @@ fn registered(registration: Registration) -> (wire::ServerFrame, bool) {
     if let (false, Some(inbox)) = (complete, &mut answer.inbox) {
         inbox.unread.clear();
     }
-    (Outcome::Registered(answer).into(), complete)
+    (answer, complete)
 }
 
 /// What every line about a session carries.
@@ -311,14 +317,16 @@ struct Active {
     pusher: Pusher,
     /// What the process was told at its registration.
     inbox: Inbox,
+    /// Where the stored checkpoints go on that it was promised.
+    rest: Option<u64>,
     poll: Duration,
 }
 
 /// What each request of a session needs.
-struct Asked {
-    store: Store,
-    session: Session,
-    seat: Arc<Seat>,
+pub(super) struct Asked {
+    pub(super) store: Store,
+    pub(super) session: Session,
+    pub(super) seat: Arc<Seat>,
 }
 
 impl Active {
@@ -328,8 +336,13 @@ impl Active {
         callee: &mut Callee<InstanceProtocol>,
         shutdown: &CancellationToken,
     ) -> Option<Call<InstanceProtocol>> {
-        let Self { asked, entered, pusher, inbox, poll } = self;
+        let Self { asked, entered, pusher, inbox, rest, poll } = self;
         let mut requests = JoinSet::new();
+        if let Some(cursor) = rest {
+            let (asked, pusher, turn) = (Arc::clone(&asked), pusher.clone(), callee.turn());
+            let pages = async move { pages::push_from(cursor, &asked, &pusher, turn.await).await };
+            requests.spawn(pages.in_current_span());
+        }
         let mut first = true;
         let end = {
             let Asked { store, session, seat, .. } = &*asked;
@@ -519,7 +532,7 @@ fn is_heartbeat(operation: &Operation) -> bool {
 }
 
 /// Logs a defect or an outage as such; what a client did wrong only for those who look for it.
-fn note(error: &Error, what: &str) {
+pub(super) fn note(error: &Error, what: &str) {
     use dormouse_proto::code::{Code, Coded};
     match error.code() {
         Code::Internal => error!(error = chain(error), "{what}"),

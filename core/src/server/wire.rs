@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use dormouse_proto::instance as wire;
 use dormouse_proto::instance::{checkpoint, stored_checkpoint};
+use prost::Message as _;
+use prost::bytes::{Bytes, BytesMut};
 
 use super::request::Error;
 use crate::domain::checkpoint::{Kind, NewCheckpoint, NewValue, Operation, StoredCheckpoint, Value};
@@ -186,7 +188,17 @@ pub(super) fn of_page(page: CheckpointPage) -> wire::CheckpointPage {
         0 => 0,
         cursor => cursor.saturating_add(1),
     };
-    wire::CheckpointPage { checkpoints: page.checkpoints.into_iter().map(of_stored).collect(), next_cursor }
+    wire::CheckpointPage { checkpoints: encoded(page.checkpoints), next_cursor }
+}
+
+/// Each as the bytes of its message; all of them in one piece of memory.
+fn encoded(checkpoints: Vec<StoredCheckpoint>) -> Vec<Bytes> {
+    let mut page = BytesMut::new();
+    let encode = |stored| {
+        of_stored(stored).encode_raw(&mut page);
+        page.split().freeze()
+    };
+    checkpoints.into_iter().map(encode).collect()
 }
 
 /// The cursor of a page that begins at the beginning.

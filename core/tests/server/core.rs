@@ -220,6 +220,7 @@ pub(crate) fn register(claim: &Claim) -> Operation {
         token: claim.token.0.to_vec(),
         instance_id: claim.id.as_str().to_owned(),
         attempt: claim.attempt.0,
+        stream: false,
     })
 }
 

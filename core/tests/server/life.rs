@@ -13,6 +13,8 @@ use dormouse_proto::instance::{
     InstanceEvent, ListCheckpoints, PollSignals, Progress, SignalAck, StoredCheckpoint, Suspend,
     SuspendOutcome, UnreadSignal, Wait, checkpoint, instance_event, stored_checkpoint, suspend_outcome,
 };
+use prost::Message as _;
+use prost::bytes::Bytes;
 use tokio::task::JoinSet;
 
 use crate::core::{Client, Core, checkpoint, json, operation, register, soon, step};
@@ -52,7 +54,7 @@ async fn a_registration_answers_all_that_a_process_needs(db: TestDb) {
     let again = core.connect().await.register(&claim).await;
     assert_eq!((again.session, again.attempt, again.next_cursor), (2, 1, 0));
     assert_eq!(names(&again.checkpoints), ["one"]);
-    assert_eq!(bytes(&again.checkpoints[0]), b"1");
+    assert_eq!(bytes(&stored(&again.checkpoints[0])), b"1");
     let inbox = again.inbox.expect("an inbox");
     assert_eq!(inbox.unread, [UnreadSignal { number: 1, name: "news".to_owned() }]);
     assert_eq!((inbox.paused, inbox.cancel()), (false, Cancel::No));
@@ -165,6 +167,24 @@ async fn pages_follow_the_registration(db: TestDb) {
     found.sort_unstable();
     found.dedup();
     assert_eq!(found.len(), 1103, "each checkpoint comes once");
+
+    // Who asks for it gets the same pages without asking for each.
+    let mut third = core.connect().await;
+    let mut request = register(&claim);
+    if let Operation::Register(register) = &mut request {
+        register.stream = true;
+    }
+    let Outcome::Registered(registered) = third.ask(request).await else { panic!("another answer") };
+    assert!(registered.streamed);
+    let (mut all, mut more) = (registered.checkpoints, true);
+    while more {
+        let Outcome::Page(page) = third.pushed().await else { panic!("another push") };
+        all.extend(page.checkpoints);
+        more = page.next_cursor != 0;
+    }
+    let mut streamed = names(&all);
+    streamed.sort_unstable();
+    assert_eq!(streamed, found);
 }
 
 async fn an_input_of_the_largest_size_leaves_the_rest_for_later(db: TestDb) {
@@ -186,7 +206,7 @@ async fn an_input_of_the_largest_size_leaves_the_rest_for_later(db: TestDb) {
     assert!(registered.checkpoints.is_empty());
     let page = Operation::ListCheckpoints(ListCheckpoints { cursor: registered.next_cursor });
     let Outcome::Page(page) = second.ask(page).await else { panic!("another answer") };
-    assert_eq!((names(&page.checkpoints), page.next_cursor), (vec!["one"], 0));
+    assert_eq!((names(&page.checkpoints), page.next_cursor), (vec!["one".to_owned()], 0));
     assert_eq!(second.inbox().await.unread.len(), 400);
 }
 
@@ -365,8 +385,12 @@ fn get(name: &str) -> Operation {
     Operation::GetCheckpoint(GetCheckpoint { operation: Some(operation(name)) })
 }
 
-fn names(checkpoints: &[StoredCheckpoint]) -> Vec<&str> {
-    checkpoints.iter().map(|stored| stored.operation.as_ref().expect("a name").name.as_str()).collect()
+fn stored(bytes: &Bytes) -> StoredCheckpoint {
+    StoredCheckpoint::decode(bytes.clone()).expect("a checkpoint")
+}
+
+fn names(checkpoints: &[Bytes]) -> Vec<String> {
+    checkpoints.iter().map(|bytes| stored(bytes).operation.expect("a name").name).collect()
 }
 
 fn bytes(stored: &StoredCheckpoint) -> &[u8] {

@@ -23,7 +23,7 @@ async fn who_has_no_token_of_ours_is_not_let_in(db: TestDb) {
     let claim = core.claimed("a").await;
     let client = core.connect().await;
     let said = |token: Vec<u8>, id: &str, attempt: u32| {
-        Operation::Register(RegisterInstance { token, instance_id: id.to_owned(), attempt })
+        Operation::Register(RegisterInstance { token, instance_id: id.to_owned(), attempt, stream: false })
     };
     let right = claim.token.0.to_vec();
     for (operation, code, says) in [

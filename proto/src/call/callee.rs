@@ -199,6 +199,15 @@ impl<P: Protocol> Callee<P> {
         matches!(reason, Some(ConnectionError::ApplicationClosed(close)) if close.error_code == done)
     }
 
+    /// Waits until something that no request asks for may be carried out, such as what a registration promised.
+    pub fn turn(&self) -> impl Future<Output = Turn> + Send + use<P> {
+        let budget = self.budget.clone();
+        async move {
+            let held = budget.turn().await.into();
+            Turn { budget, held }
+        }
+    }
+
     /// Sends to this client.
     pub fn replies(&self) -> Replies<P> {
         Replies { link: Arc::clone(&self.link) }

@@ -117,6 +117,9 @@ pub struct RegisterInstance {
     pub instance_id: ::prost::alloc::string::String,
     #[prost(uint32, tag = "3")]
     pub attempt: u32,
+    /// Asks for the pages behind the first as pushes, one after the other. Not before 0.3.0.
+    #[prost(bool, tag = "4")]
+    pub stream: bool,
 }
 /// Stages of one launch, in microseconds; absent: not told, or told before.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -176,9 +179,10 @@ pub struct Registered {
     pub wake_reason: ::prost::alloc::string::String,
     /// First page; `next_cursor` is 0 when it is complete. The page is empty, and `next_cursor` leads to
     /// it, if it does not fit into a frame beside a large input; then the unread signals may also be
-    /// left out here, and follow as a push.
-    #[prost(message, repeated, tag = "7")]
-    pub checkpoints: ::prost::alloc::vec::Vec<StoredCheckpoint>,
+    /// left out here, and follow as a push. Each is an encoded StoredCheckpoint, which on the wire is the same as
+    /// the message itself: whoever resumes keeps the bytes, and decodes what is asked for.
+    #[prost(bytes = "bytes", repeated, tag = "7")]
+    pub checkpoints: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
     #[prost(uint64, tag = "8")]
     pub next_cursor: u64,
     #[prost(message, optional, tag = "9")]
@@ -188,6 +192,10 @@ pub struct Registered {
     pub now: i64,
     #[prost(int64, tag = "11")]
     pub started_at: i64,
+    /// The pages from `next_cursor` on come as pushes, until one whose own `next_cursor` is 0. Not before 0.3.0: then,
+    /// and where `stream` was not asked for, they are asked for by ListCheckpoints.
+    #[prost(bool, tag = "12")]
+    pub streamed: bool,
 }
 /// What is waiting for the instance: the full truth each time, so a lost push costs nothing.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -327,10 +335,11 @@ pub struct ListCheckpoints {
     #[prost(uint64, tag = "1")]
     pub cursor: u64,
 }
-#[derive(Clone, PartialEq, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CheckpointPage {
-    #[prost(message, repeated, tag = "1")]
-    pub checkpoints: ::prost::alloc::vec::Vec<StoredCheckpoint>,
+    /// As in Registered.
+    #[prost(bytes = "bytes", repeated, tag = "1")]
+    pub checkpoints: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
     #[prost(uint64, tag = "2")]
     pub next_cursor: u64,
 }

@@ -19,6 +19,7 @@ use dormouse_proto::{
     trust::Trust,
 };
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use prost::bytes::Bytes;
 use tokio::{
     sync::mpsc,
     time::{Instant, timeout},
@@ -60,6 +61,8 @@ pub(super) struct Link {
     /// Where core has accepted this attempt and this release before.
     known: Option<String>,
     rounds: u32,
+    /// Not all that is stored is here: a registration asks for it.
+    lacks: bool,
     course: Course,
 }
 
@@ -74,7 +77,7 @@ impl Link {
         )
         .map_err(|error| format!("the launch document's authority: {error}"))?;
         course.prepared();
-        Ok(Self { document, standby: None, endpoint, config, known: None, rounds: 0, course })
+        Ok(Self { document, standby: None, endpoint, config, known: None, rounds: 0, lacks: true, course })
     }
 
     /// How the launch went.
@@ -93,41 +96,56 @@ impl Link {
     /// The first registration, with everything that is stored; on a connection that stands by, if there is one.
     pub(super) async fn begin(
         &mut self,
-        mut kept: Option<Session>,
+        kept: Option<Session>,
     ) -> Result<(Session, Arc<Ledger>, mpsc::Receiver<Request>), Fate> {
         let pace = match self.document.idle_before_suspend_micros {
             0 => Pace::default(),
             micros => Pace { idle: Duration::from_micros(micros), ..Pace::default() },
         };
+        self.lacks = true;
+        let Again { session, mut registered } = match kept {
+            Some(session) => self.register_on(session).await?,
+            None => self.register().await?,
+        };
+        if registered.workflow.is_empty() {
+            registered.workflow.clone_from(&self.document.workflow);
+        }
+        let stored = Pages::of(&mut registered);
+        let (ledger, requests) = Ledger::new(registered, pace);
+        let session = self.load(&ledger, session, stored).await?;
+        Ok((session, ledger, requests))
+    }
+
+    /// The connection is back: tells the ledger, and goes on loading what it lacks.
+    pub(super) async fn begin_again(&mut self, ledger: &Ledger) -> Result<Session, Fate> {
+        self.lacks = !ledger.is_loaded();
+        let Again { session, mut registered } = self.register().await?;
+        let stored = Pages::of(&mut registered);
+        ledger.registered_again(registered);
+        if self.lacks { self.load(ledger, session, stored).await } else { Ok(session) }
+    }
+
+    /// Loads what came with the registration and, from a core that does not push them (before 0.3.0), the pages
+    /// behind it.
+    async fn load(&mut self, ledger: &Ledger, session: Session, stored: Pages) -> Result<Session, Fate> {
+        let (mut session, mut stored) = (session, stored);
         loop {
-            let Again { session, mut registered } = match kept.take() {
-                Some(session) => self.register_on(session).await?,
-                None => self.register().await?,
-            };
-            let mut cursor = registered.next_cursor;
-            if registered.workflow.is_empty() {
-                registered.workflow.clone_from(&self.document.workflow);
+            match stored.load(ledger, &session.caller).await {
+                Ok(()) => return Ok(session),
+                Err(Failed::Fate(fate)) => return Err(fate),
+                Err(Failed::Later(_)) => {}
             }
-            let (ledger, requests) = Ledger::new(registered, pace);
-            while cursor != 0 {
-                match page(&session.caller, cursor).await {
-                    Ok(page) => {
-                        cursor = page.next_cursor;
-                        ledger.load(page.checkpoints);
-                    }
-                    Err(Failed::Fate(fate)) => return Err(fate),
-                    Err(Failed::Later(_)) => break,
-                }
-            }
-            if cursor == 0 {
-                return Ok((session, ledger, requests));
-            }
+            drop(session);
             tokio::time::sleep(PAUSE.0).await;
+            let mut again = self.register().await?;
+            stored = Pages::of(&mut again.registered);
+            ledger.registered_again(again.registered);
+            session = again.session;
         }
     }
 
     /// Tries every address until one of them registers this attempt.
-    pub(super) async fn register(&mut self) -> Result<Again, Fate> {
+    async fn register(&mut self) -> Result<Again, Fate> {
         loop {
             if let (session, server_frame::Outcome::Registered(registered)) = self.connected().await? {
                 return Ok(Again { session, registered });
@@ -302,6 +320,7 @@ impl Link {
                 token: self.document.token.clone(),
                 instance_id: self.document.instance_id.clone(),
                 attempt: self.document.attempt,
+                stream: self.lacks,
             });
             ClientFrame { launched: self.course.connected(), ..register.into() }
         };
@@ -364,6 +383,32 @@ impl Link {
 /// `from` doubled so often, at most `to`.
 pub(super) fn doubled((from, to): (Duration, Duration), times: u32) -> Duration {
     from.saturating_mul(1 << times.min(16)).min(to)
+}
+
+/// What was stored before: the first page, and where the others are.
+struct Pages {
+    first: Vec<Bytes>,
+    next_cursor: u64,
+    streamed: bool,
+}
+
+impl Pages {
+    fn of(registered: &mut instance::Registered) -> Self {
+        let first = std::mem::take(&mut registered.checkpoints);
+        Self { first, next_cursor: registered.next_cursor, streamed: registered.streamed }
+    }
+
+    async fn load(self, ledger: &Ledger, caller: &Caller<InstanceProtocol>) -> Result<(), Failed> {
+        let unreadable = |error| Failed::Later(format!("a stored checkpoint cannot be read: {error}"));
+        let mut cursor = self.next_cursor;
+        ledger.load(self.first, cursor).map_err(unreadable)?;
+        while cursor != 0 && !self.streamed {
+            let page = page(caller, cursor).await?;
+            cursor = page.next_cursor;
+            ledger.load(page.checkpoints, cursor).map_err(unreadable)?;
+        }
+        Ok(())
+    }
 }
 
 async fn page(caller: &Caller<InstanceProtocol>, cursor: u64) -> Result<instance::CheckpointPage, Failed> {

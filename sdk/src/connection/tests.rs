@@ -8,6 +8,7 @@ use std::{
     future::Future,
     io::{Seek as _, Write as _},
     os::fd::AsRawFd as _,
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -15,6 +16,8 @@ use dormouse_proto::{
     instance::{self, client_frame::Operation, instance_event},
     launch::LaunchDocument,
 };
+
+use tokio::sync::watch;
 
 use self::server::{Fault, Instance, Wire};
 use super::run;
@@ -245,6 +248,46 @@ async fn a_resume_reads_all_pages() {
     instance.act(Action::Signal { name: "on".to_owned(), payload }).await;
     assert_eq!(play(server.launch(), work).await, Fate::Ended);
     assert_eq!((output(&instance), instance.core(|core| core.saved.len())), (5, 51));
+}
+
+/// It goes as far as it knows the way. Whether a step was saved it knows when all pages are there: a connection that
+/// is lost before changes nothing.
+#[tokio::test]
+async fn a_workflow_begins_before_all_pages_are_there() {
+    for cut_off in [false, true] {
+        let instance = Instance::new("w", ()).pages_of(2).streaming();
+        let server = instance.serve();
+        let (ran, passed) = (AtomicU64::new(0), watch::Sender::new(0_u64));
+        let work = async |ctx: Context| {
+            for i in 0..6_u64 {
+                let step = ctx.step("step", || async {
+                    ran.fetch_add(1, Ordering::Relaxed);
+                    Ok::<_, Failure>(i)
+                });
+                step.key(i).await?;
+                passed.send_replace(i + 1);
+            }
+            ctx.signal::<u64>("on").await
+        };
+        assert_eq!(play(server.launch(), work).await, Fate::Suspended);
+        passed.send_replace(0);
+        let payload = operation::encode("signal", &5).unwrap();
+        instance.act(Action::Signal { name: "on".to_owned(), payload }).await;
+        let follow = async {
+            let mut passed = passed.subscribe();
+            for pages in 1..3 {
+                passed.wait_for(|passed| *passed == 2 * pages).await.unwrap();
+                if cut_off && pages == 2 {
+                    instance.cut_off();
+                    instance.registered(3).await;
+                    instance.stream(1).await;
+                }
+                instance.stream(1).await;
+            }
+        };
+        let (fate, ()) = tokio::join!(play(server.launch(), work), follow);
+        assert_eq!((fate, output(&instance), ran.load(Ordering::Relaxed)), (Fate::Ended, 5, 6));
+    }
 }
 
 #[tokio::test]

@@ -24,7 +24,9 @@ impl Use {
     /// The operation is over: its name stays taken, what was stored for it is not needed any more.
     pub(crate) fn done(mut self) {
         self.done = true;
-        self.ledger.lock().stored.remove(&self.operation);
+        let mut state = self.ledger.lock();
+        state.answers.remove(&self.operation);
+        state.shelf.forget(&self.operation);
     }
 }
 

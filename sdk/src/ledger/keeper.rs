@@ -158,7 +158,9 @@ impl State {
 
     /// When the instance may be suspended.
     fn rest(&self, idle: Duration, now: Instant) -> Rest {
-        let works = self.busy > 0 || self.in_flight > 0 || self.ending.is_some();
+        // An operation may be waiting to hear whether it has a result.
+        let resumes = !self.shelf.is_complete();
+        let works = resumes || self.busy > 0 || self.in_flight > 0 || self.ending.is_some();
         if self.phase != Phase::Open || works || self.inbox.cancelled == Cancelled::Asked {
             return Rest::No;
         }

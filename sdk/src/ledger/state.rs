@@ -15,11 +15,12 @@ use tokio::time::Instant;
 use super::{
     Ending, Fate, Reply, Request,
     inbox::{Cancelled, Inbox},
+    shelf::Shelf,
 };
 use crate::{
     error::{Failure, Result},
     fault::{self, Point},
-    operation::{Operation, Stored, Value},
+    operation::{Operation, RESULT, Stored, Value},
 };
 
 /// Whether operations may begin.
@@ -70,7 +71,10 @@ pub(super) struct OpenWait {
 
 #[derive(Debug)]
 pub(super) struct State {
-    pub(super) stored: HashMap<Operation, Vec<(u32, Stored)>>,
+    /// What was stored before this launch.
+    pub(super) shelf: Shelf,
+    /// What core answered in it.
+    pub(super) answers: HashMap<Operation, Vec<(u32, Stored)>>,
     pub(super) used: HashMap<Operation, &'static Location<'static>>,
     pub(super) clock: Clock,
     pub(super) inbox: Inbox,
@@ -117,7 +121,8 @@ impl State {
     pub(super) fn new(now: i64) -> Self {
         let at = Instant::now();
         Self {
-            stored: HashMap::new(),
+            shelf: Shelf::default(),
+            answers: HashMap::new(),
             used: HashMap::new(),
             clock: Clock { sample: now, at },
             inbox: Inbox::default(),
@@ -139,15 +144,30 @@ impl State {
         }
     }
 
-    pub(super) fn load(&mut self, checkpoints: Vec<instance::StoredCheckpoint>) {
-        for (name, stored) in checkpoints.into_iter().filter_map(Stored::of_wire) {
-            self.store(name, stored);
+    /// Takes what is stored there.
+    pub(super) fn take(&mut self, operation: &Operation, slot: u32) -> Option<Stored> {
+        self.take_answer(operation, slot).or_else(|| self.shelf.take(operation, slot))
+    }
+
+    fn take_answer(&mut self, operation: &Operation, slot: u32) -> Option<Stored> {
+        let slots = self.answers.get_mut(operation)?;
+        let at = slots.iter().position(|(stored, _)| *stored == slot)?;
+        let (_, stored) = slots.swap_remove(at);
+        if slots.is_empty() {
+            self.answers.remove(operation);
         }
+        Some(stored)
+    }
+
+    /// Whether the operation's result is here.
+    pub(super) fn has_result(&self, operation: &Operation) -> bool {
+        let answered = |slots: &Vec<(u32, Stored)>| slots.iter().any(|(slot, _)| *slot == RESULT);
+        self.answers.get(operation).is_some_and(answered) || self.shelf.has(operation, RESULT)
     }
 
     pub(super) fn store(&mut self, name: instance::OperationName, stored: Stored) {
         let operation = Operation { name: name.name.into(), key: name.key.into() };
-        let slots = self.stored.entry(operation).or_default();
+        let slots = self.answers.entry(operation).or_default();
         // An answer that was repeated says the same again: checkpoints do not change.
         if !slots.iter().any(|(slot, _)| *slot == name.slot) {
             slots.push((name.slot, stored));

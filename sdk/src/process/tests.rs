@@ -9,7 +9,10 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use dormouse_proto::launch::LaunchDocument;
+use dormouse_proto::{
+    instance::{Checkpoint, OperationName, checkpoint, client_frame::Operation},
+    launch::LaunchDocument,
+};
 use prost::Message as _;
 
 use crate::{
@@ -50,6 +53,17 @@ async fn sleeper(ctx: Context, n: u64) -> Result<u64> {
     }
 }
 
+/// Goes through what is stored, and says how much memory it took at most.
+async fn resumes(ctx: Context, n: u64) -> Result<u64> {
+    for i in 0..n {
+        ctx.step("step", || async { Err::<String, _>(Failure::new("RAN", "it was saved")) }).key(i).await?;
+    }
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let peak =
+        status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.strip_suffix("kB")?.trim().parse().ok());
+    peak.ok_or_else(|| Failure::new("STATUS", status))
+}
+
 async fn chatty(_: Context, (): ()) -> Result<u64> {
     // Holds stdout for ever, on a thread that nobody joins.
     print!("half a line");
@@ -80,7 +94,7 @@ async fn panics(ctx: Context, (): ()) -> Result<u64> {
 #[test]
 #[expect(unsafe_code, reason = "the macro names a section; in other crates the lint does not look into it")]
 fn image() {
-    let image = crate::image!(steps, sleeper, chatty, stubborn, panics as "panic-at-once");
+    let image = crate::image!(steps, sleeper, resumes, chatty, stubborn, panics as "panic-at-once");
     if launched() || std::env::args().any(|argument| argument == "by-hand") {
         image.run();
     }
@@ -196,6 +210,38 @@ async fn a_suspension_ends_the_process_and_a_relaunch_goes_on() {
     assert_eq!(side, "step 0\nstep 1\n");
 }
 
+/// What a launch that resumes holds of its checkpoints is what came, once, and little beside.
+#[tokio::test]
+async fn very_many_checkpoints_are_held_once() {
+    const BYTES: usize = 500;
+    let mut peaks = Vec::new();
+    for n in [1_u64, 100_000] {
+        let (folder, instance) = (tempfile::tempdir().unwrap(), Instance::new("resumes", n));
+        let instance = instance.pages_of(1000).streaming();
+        for i in 0..n {
+            let name = OperationName { name: "step".to_owned(), key: i.to_string(), slot: 0 };
+            let payload = operation::encode("a result", &"x".repeat(BYTES)).unwrap();
+            let checkpoint = Checkpoint {
+                operation: Some(name),
+                kind: "step".to_owned(),
+                value: Some(checkpoint::Value::Payload(payload)),
+                note: String::new(),
+            };
+            instance.core(|core| drop(core.handle(&Operation::Checkpoint(checkpoint))));
+        }
+        let server = instance.serve();
+        let pages = usize::try_from(n.div_ceil(1000) - 1).unwrap();
+        let launch = document(server.launch());
+        let (ended, ()) = tokio::join!(run(launch, folder.path(), ""), instance.stream(pages));
+        assert_eq!(ended.status.code(), Some(0), "{}", stderr(&ended));
+        peaks.push(output(&instance) << 10);
+    }
+    let (held, came) = (peaks[1] - peaks[0], 100_000 * BYTES as u64);
+    // Names on the wire, an entry that finds it, and the name that this launch has used.
+    let beside = 100_000 * 380;
+    assert!(held < came + beside, "{held} bytes for {came}");
+}
+
 #[tokio::test]
 async fn output_is_flushed_and_other_threads_hold_up_nothing() {
     let folder = tempfile::tempdir().unwrap();
@@ -258,5 +304,8 @@ fn the_binary_names_its_workflows() {
     let text = std::str::from_utf8(bytes).unwrap();
     let mut lines = text.lines();
     assert!(lines.next().unwrap().starts_with("dormouse-sdk "), "{text}");
-    assert_eq!(lines.collect::<Vec<_>>(), ["steps", "sleeper", "chatty", "stubborn", "panic-at-once"]);
+    assert_eq!(
+        lines.collect::<Vec<_>>(),
+        ["steps", "sleeper", "resumes", "chatty", "stubborn", "panic-at-once"]
+    );
 }

@@ -11,6 +11,7 @@ use dormouse_proto::instance::{
     self, Cancel, checkpoint, client_frame::Operation, instance_event::Event, server_frame::Outcome,
     stored_checkpoint, suspend_outcome,
 };
+use prost::Message as _;
 use tokio::time::Instant;
 
 /// Where the clock of every test starts, in microseconds since 1970.
@@ -145,11 +146,12 @@ impl Core {
             workflow: self.workflow.clone(),
             input: Some(self.input.clone()),
             wake_reason: self.wake_reason.to_owned(),
-            checkpoints: self.checkpoints.values().cloned().collect(),
+            checkpoints: self.checkpoints.values().map(|stored| stored.encode_to_vec().into()).collect(),
             next_cursor: 0,
             inbox: Some(self.inbox()),
             now: self.now(),
             started_at: EPOCH,
+            streamed: false,
         }
     }
 

@@ -4,6 +4,7 @@
 use std::{fs, os::unix::fs::PermissionsExt};
 
 use dormouse_management_sdk::{Code, ImageRef, StartInstance, Status};
+use dormouse_proto::instance::StoredCheckpoint;
 use dormouse_tests::{
     binaries::binary,
     cluster::{Cluster, Database, Layout, Part},
@@ -12,6 +13,7 @@ use dormouse_tests::{
     probe::Probe,
     raw,
 };
+use prost::Message as _;
 
 /// Services whose disk fails when the test says so.
 async fn on_a_faulty_disk() -> (Cluster, Disk) {
@@ -125,7 +127,8 @@ async fn invariant_1_a_disk_that_does_not_flush_ends_the_service_and_loses_nothi
     let mut names: Vec<String> = registered
         .checkpoints
         .iter()
-        .map(|checkpoint| checkpoint.operation.clone().expect("a name").name)
+        .map(|bytes| StoredCheckpoint::decode(bytes.clone()).expect("a checkpoint"))
+        .map(|checkpoint| checkpoint.operation.expect("a name").name)
         .collect();
     names.retain(|name| name != "unknown");
     assert_eq!(names, ["acknowledged"]);

@@ -6,12 +6,13 @@ use std::{
 };
 
 use dormouse_proto::{
-    call::{Call, Callee, InstanceProtocol, Replies},
+    call::{Call, Callee, Closing, InstanceProtocol, Replies},
     endpoint::server_endpoint,
     identity::{Authority, Role},
     instance::{self, client_frame::Operation, server_frame::Outcome},
     launch::LaunchDocument,
 };
+use prost::bytes::Bytes;
 use tokio::{sync::Notify, task::JoinSet};
 
 use crate::{
@@ -43,6 +44,10 @@ struct Inner {
     over: bool,
     /// Pages of the stored checkpoints have so many entries.
     page: usize,
+    /// Pages behind the first are pushed to who asks for it, when the test says so.
+    streams: bool,
+    /// What is still to be pushed.
+    rest: Vec<Bytes>,
     /// The newest connection.
     replies: Option<Replies<InstanceProtocol>>,
 }
@@ -74,6 +79,8 @@ impl Instance {
             registrations: 0,
             over: false,
             page: usize::MAX,
+            streams: false,
+            rest: Vec::new(),
             replies: None,
         };
         Self {
@@ -93,6 +100,38 @@ impl Instance {
         self
     }
 
+    pub(crate) fn streaming(self) -> Self {
+        self.lock().streams = true;
+        self
+    }
+
+    /// Pushes so many of the promised pages. Waits until they are promised.
+    pub(crate) async fn stream(&self, pages: usize) {
+        for _ in 0..pages {
+            let (replies, page) = loop {
+                let mut changed = std::pin::pin!(self.changed.notified());
+                changed.as_mut().enable();
+                if let Some(next) = self.next_page() {
+                    break next;
+                }
+                changed.await;
+            };
+            self.push(replies, Outcome::Page(page)).await;
+        }
+    }
+
+    fn next_page(&self) -> Option<(Option<Replies<InstanceProtocol>>, instance::CheckpointPage)> {
+        let mut inner = self.lock();
+        if inner.rest.is_empty() {
+            return None;
+        }
+        let page = inner.page.min(inner.rest.len());
+        let later = inner.rest.split_off(page);
+        let checkpoints = std::mem::replace(&mut inner.rest, later);
+        let next_cursor = u64::from(!inner.rest.is_empty());
+        Some((inner.replies.clone(), instance::CheckpointPage { checkpoints, next_cursor }))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap()
     }
@@ -101,6 +140,25 @@ impl Instance {
         let looked = look(&mut self.lock().core);
         self.changed.notify_waiters();
         looked
+    }
+
+    /// Waits until a process has registered so often.
+    pub(crate) async fn registered(&self, times: u32) {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if self.registrations() >= times {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Ends the connection of the process that registered last.
+    pub(crate) fn cut_off(&self) {
+        if let Some(replies) = &self.lock().replies {
+            replies.close(Closing::ShuttingDown, "a test");
+        }
     }
 
     pub(crate) fn registrations(&self) -> u32 {
@@ -214,6 +272,10 @@ impl Instance {
                 let mut registered = inner.core.registered();
                 let rest = registered.checkpoints.split_off(inner.page.min(registered.checkpoints.len()));
                 registered.next_cursor = if rest.is_empty() { 0 } else { inner.page as u64 };
+                registered.streamed = register.stream && inner.streams && !rest.is_empty();
+                if registered.streamed {
+                    inner.rest = rest;
+                }
                 Some(Outcome::Registered(registered))
             }
             Operation::ListCheckpoints(list) => {
