@@ -495,8 +495,8 @@ fn of_statement(error: Error) -> Failure {
 /// statement; none: the first runs by itself.
 fn set_of(batch: &[Box<dyn Work>]) -> (usize, Option<RunSet>) {
     let Some((kind, run_set)) = batch.first().and_then(|first| first.gathers()) else { return (1, None) };
-    let is_same = |work: &&Box<dyn Work>| work.gathers().is_some_and(|(other, _)| other == kind);
-    match batch.iter().take_while(is_same).count() {
+    let is_same = |work: &dyn Work| work.gathers().is_some_and(|(other, _)| other == kind);
+    match batch.iter().take_while(|work| is_same(work.as_ref())).count() {
         1 => (1, None),
         neighbours => (neighbours, Some(run_set)),
     }

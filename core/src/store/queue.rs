@@ -74,9 +74,9 @@ impl Lane {
     }
 
     async fn room(&self, bytes: usize) -> Room {
+        const OPEN: &str = "nobody closes this semaphore";
         let bytes = u32::try_from(bytes.min(QUEUE_BYTES)).expect("the room is smaller than 4 GiB");
         let of = |room: &Arc<Semaphore>, permits| Arc::clone(room).acquire_many_owned(permits);
-        const OPEN: &str = "nobody closes this semaphore";
         Room {
             _request: of(&self.requests, 1).await.expect(OPEN),
             _bytes: of(&self.bytes, bytes).await.expect(OPEN),
