@@ -62,7 +62,7 @@ pub(crate) struct Context {
 
 impl Context {
     /// Makes the folder, starts PostgreSQL if it is asked for, and builds what will be run.
-    pub(crate) async fn prepare(arguments: &Arguments) -> anyhow::Result<Self> {
+    pub(crate) fn prepare(arguments: &Arguments) -> anyhow::Result<Self> {
         let parent = arguments.disk.clone().unwrap_or_else(std::env::temp_dir);
         crate::machine::refuse_memory(&parent)?;
         let programs = Programs::prepare(arguments)?;
@@ -80,10 +80,8 @@ impl Context {
         let guard = Guard::of(&disk, CLEAN_UP);
         // PostgreSQL may run as another user.
         fs::set_permissions(&disk, fs::Permissions::from_mode(0o755))?;
-        let postgres = match stores.contains(&Store::Postgres) {
-            true => Some(postgres::Server::start(&disk).await?),
-            false => None,
-        };
+        let wanted = stores.contains(&Store::Postgres);
+        let postgres = wanted.then(|| postgres::Server::start(&disk)).transpose()?;
         let rounds = if arguments.quick { 1 } else { arguments.rounds };
         let numbers = AtomicU32::new(0);
         Ok(Self { quick: arguments.quick, rounds, stores, disk, numbers, postgres, programs, _guard: guard })

@@ -79,6 +79,7 @@ impl Unit {
 
 /// What the ratio to the limit, or the figure itself, must be.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[expect(clippy::enum_variant_names, reason = "read as words: at most, at least")]
 pub(crate) enum Target {
     /// Of the limit, at most so many times.
     AtMostTimes(f64),
@@ -151,7 +152,9 @@ impl Figure {
     /// Latencies, a histogram each round; what counts is the median of the rounds' p50.
     pub(crate) fn latency(id: impl Into<String>, what: impl Into<String>, rounds: &[Latencies]) -> Self {
         let mut all = Latencies::new();
-        rounds.iter().for_each(|round| all.merge(round));
+        for round in rounds {
+            all.merge(round);
+        }
         let rounds = rounds.iter().map(|round| round.quantile(0.5)).collect();
         Self { latencies: Some(all), ..Self::of(Unit::Seconds, id, what, rounds) }
     }

@@ -25,7 +25,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    pub(crate) async fn start(disk: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn start(disk: &Path) -> anyhow::Result<Self> {
         let programs = find_programs()?;
         let user = server_user()?;
         let socket = tempfile::Builder::new().prefix("dormouse-pg.").tempdir_in("/tmp").context("/tmp")?;

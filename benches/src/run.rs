@@ -30,7 +30,7 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     let entries = registry::chosen(&arguments.names, arguments.quick)?;
     // What cannot be read is better known before an hour of measuring than after.
     let old = arguments.compare.as_deref().map(compare::load).transpose()?;
-    let context = Context::prepare(arguments).await?;
+    let context = Context::prepare(arguments)?;
     let machine = Machine::look(&context).await?;
 
     let mut found = Found::default();

@@ -112,7 +112,7 @@ async fn write_batches(
 }
 
 /// The same two on SQLite without sqlx: what another writer could win at most.
-pub(crate) async fn raw(context: &Context) -> anyhow::Result<Findings> {
+pub(crate) fn raw(context: &Context) -> anyhow::Result<Findings> {
     if !context.stores().contains(&Store::Sqlite) {
         return Ok(Findings::default());
     }

@@ -11,7 +11,7 @@ use crate::{context::Context, figure::Figure, registry::Findings};
 /// Connections at once, a process each, as instances are.
 const CLIENTS: u32 = 64;
 
-pub(crate) async fn measure(context: &Context) -> anyhow::Result<Findings> {
+pub(crate) fn measure(context: &Context) -> anyhow::Result<Findings> {
     tokio::task::block_in_place(|| {
         let server = Server::start(context)?;
         Ok(vec![

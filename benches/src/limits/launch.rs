@@ -18,14 +18,14 @@ use crate::{
 /// At a time, each started as soon as the one before has ended.
 const AT_ONCE: u32 = 16;
 
-pub(crate) async fn spawn(context: &Context) -> anyhow::Result<Findings> {
+pub(crate) fn spawn(context: &Context) -> anyhow::Result<Findings> {
     let program = context.programs().launched("probe-exit")?;
     tokio::task::block_in_place(|| {
         measure(context, "spawn", "a static program that ends at once", || Ok(Command::new(&program)))
     })
 }
 
-pub(crate) async fn connect(context: &Context) -> anyhow::Result<Findings> {
+pub(crate) fn connect(context: &Context) -> anyhow::Result<Findings> {
     tokio::task::block_in_place(|| {
         let server = Server::start(context)?;
         let what = "a static program with a runtime, a verified TLS 1.3 handshake and one round trip";

@@ -11,7 +11,7 @@ use crate::{
 /// Of one program; of a single process its own pages would count as private.
 const PROCESSES: u32 = 8;
 
-pub(crate) async fn measure(context: &Context) -> anyhow::Result<Findings> {
+pub(crate) fn measure(context: &Context) -> anyhow::Result<Findings> {
     tokio::task::block_in_place(|| {
         let connections = context.count(256, 2);
         let (mut held, mut served) = (Vec::new(), Vec::new());

@@ -12,6 +12,8 @@ mod opening;
 mod peer;
 mod timer;
 
+use std::future::ready;
+
 pub(crate) use opening::time_to_open;
 
 use crate::registry::{Entry, Kind, Run};
@@ -21,13 +23,13 @@ pub(crate) fn entries() -> Vec<Entry> {
         limit("fsync", Run::Once(|context| Box::pin(fsync::measure(context)))),
         limit("commit", Run::OnEach(|context, store| Box::pin(database::commit(context, store)))),
         limit("batch", Run::OnEach(|context, store| Box::pin(database::batch(context, store)))),
-        limit("raw", Run::Once(|context| Box::pin(database::raw(context)))),
+        limit("raw", Run::Once(|context| Box::pin(ready(database::raw(context))))),
         limit("rows", Run::OnEach(|context, store| Box::pin(database::rows(context, store)))),
-        limit("echo", Run::Once(|context| Box::pin(echo::measure(context)))),
-        limit("spawn", Run::Once(|context| Box::pin(launch::spawn(context)))),
-        limit("connect", Run::Once(|context| Box::pin(launch::connect(context)))),
+        limit("echo", Run::Once(|context| Box::pin(ready(echo::measure(context))))),
+        limit("spawn", Run::Once(|context| Box::pin(ready(launch::spawn(context))))),
+        limit("connect", Run::Once(|context| Box::pin(ready(launch::connect(context))))),
         limit("timer", Run::Once(|context| Box::pin(timer::measure(context)))),
-        limit("bare", Run::Once(|context| Box::pin(memory::measure(context)))),
+        limit("bare", Run::Once(|context| Box::pin(ready(memory::measure(context))))),
     ]
 }
 

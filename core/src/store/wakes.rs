@@ -341,7 +341,9 @@ impl ClaimDue {
         if written != claims.len() {
             return Err(Error::Broken { table: "instance".to_owned(), rows: written as u64 });
         }
-        claims.iter().for_each(|claim| tx.notify(Notice::Instance(claim.instance)));
+        for claim in claims {
+            tx.notify(Notice::Instance(claim.instance));
+        }
         Ok(())
     }
 

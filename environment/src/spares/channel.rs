@@ -98,7 +98,7 @@ fn word(bytes: &[u8]) -> Option<Word> {
 
 #[cfg(test)]
 mod tests {
-    use dormouse_proto::launch::SpareDocument;
+    use dormouse_proto::launch::{LaunchDocument, SpareDocument};
 
     use super::*;
 
@@ -112,7 +112,7 @@ mod tests {
         let (channel, end) = Channel::pair().expect("a pair");
         let document = SpareDocument { format: 1, ..SpareDocument::default() };
         channel.send(order::Order::StandBy(document.clone()), None).expect("sent");
-        channel.send(order::Order::Launch(Default::default()), None).expect("sent");
+        channel.send(order::Order::Launch(LaunchDocument::default()), None).expect("sent");
         let mut bytes = [0; 4096];
         let (_, n) = rustix::net::recv(&end, &mut bytes, RecvFlags::empty()).expect("read");
         let first = Order::decode(&bytes[..n]).expect("one order").order;
@@ -124,6 +124,6 @@ mod tests {
         assert_eq!(channel.reported(), Some(Word::Taken));
         drop(end);
         assert_eq!(channel.report().await, None);
-        assert!(channel.send(order::Order::Launch(Default::default()), None).is_err());
+        assert!(channel.send(order::Order::Launch(LaunchDocument::default()), None).is_err());
     }
 }

@@ -132,7 +132,7 @@ impl Kept {
         };
         let (launched, channel) = launched.map_err(|error| chain(&error))?;
         let process = Process::watch(launched).map_err(|error| format!("it cannot be watched: {error}"))?;
-        let of = Of::of(wish);
+        let of = Of::wish(wish);
         let ready = Self::ready(shared, &process, &channel, within).await;
         match ready {
             Ok(before) => {

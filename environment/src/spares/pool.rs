@@ -63,7 +63,7 @@ pub(super) struct Of {
 }
 
 impl Of {
-    pub(super) fn of(wish: &Wish) -> Self {
+    pub(super) fn wish(wish: &Wish) -> Self {
         Self { tenant: wish.tenant.clone(), image: wish.digest }
     }
 }
@@ -313,7 +313,7 @@ impl Pool {
         let mut wishes: HashMap<Of, Wish> = HashMap::new();
         for wish in found {
             // Two versions of the same bytes.
-            let known = wishes.entry(Of::of(&wish)).or_insert_with(|| wish.clone());
+            let known = wishes.entry(Of::wish(&wish)).or_insert_with(|| wish.clone());
             known.spares = known.spares.max(wish.spares);
             known.reuse = known.reuse.max(wish.reuse);
         }
@@ -400,7 +400,7 @@ impl Pool {
                 return retry_at;
             }
             let Some(wish) = self.missing(now, &mut retry_at) else { return retry_at };
-            let of = Of::of(&wish);
+            let of = Of::wish(&wish);
             *self.starting.entry(of.clone()).or_default() += 1;
             let (shared, place) = (Arc::clone(&self.shared), self.shared.slots.take_spare());
             let begin = async move { (of, Kept::begin(&shared, &wish, Some(place), READY_WITHIN).await) };

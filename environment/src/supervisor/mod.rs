@@ -224,6 +224,10 @@ const QUEUE: usize = 64;
 
 impl Supervisor {
     /// For a node that holds its lease.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "a part is made of the parts that it works with, in one place"
+    )]
     pub(crate) fn new(
         options: Options,
         store: Store,
