@@ -275,7 +275,8 @@ async fn every_instance_says_what_it_waits_for() {
     let instance =
         client.start(StartInstance::of("shop").workflow("order").id("a")).await.expect("started").instance;
     let sentence = instance.waiting_for.expect("it has not ended");
-    assert!(sentence.starts_with("no node takes anything"), "{sentence}");
+    // The service that answers is a node with room itself; of others it reads in the table.
+    assert!(sentence.ends_with("about to be launched"), "{sentence}");
 
     let node = NewNode {
         id: dormouse_core::domain::id::NodeId::parse("hazel").expect("a name"),
@@ -286,8 +287,6 @@ async fn every_instance_says_what_it_waits_for() {
         lease: Duration::from_secs(15),
     };
     let lease = services.store.lease_node(node).await.expect("a lease");
-    let sentence = client.instance("a").await.expect("found").waiting_for.expect("it has not ended");
-    assert!(sentence.ends_with("about to be launched"), "{sentence}");
     let nodes = client.nodes().await.expect("listed");
     assert_eq!((nodes[0].name.as_str(), nodes[0].slots), ("hazel", 2));
 
