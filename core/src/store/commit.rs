@@ -214,7 +214,12 @@ impl<R: Request> Work for Queued<R> {
 
     fn run_single<'a>(&'a mut self, tx: &'a mut Tx<'_>) -> BoxFuture<'a, Result<bool>> {
         Box::pin(async move {
-            self.outcome = self.request.run_single(tx).await?.map(Ok);
+            let writes_before = tx.writes;
+            self.outcome = match self.request.run_single(tx).await {
+                // Nothing is open that would have to be rolled back.
+                Err(error) if error.is_refusal() && tx.writes == writes_before => Some(Err(error)),
+                outcome => outcome?.map(Ok),
+            };
             Ok(self.outcome.is_some())
         })
     }

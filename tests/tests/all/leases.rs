@@ -21,9 +21,9 @@ const LEASE: Duration = Duration::from_secs(3);
 /// Longer than every lease, by far.
 const OUTAGE: Duration = Duration::from_secs(10);
 
-/// Work that goes on for longer than an outage.
+/// Work that goes on for longer than an outage, and than a lease that is lost in it is watched.
 fn long() -> Amount {
-    Amount { files: 400, pace_ms: 120, below: 4_000_000, block: 20_000, ..Amount::default() }
+    Amount { files: 400, pace_ms: 250, below: 4_000_000, block: 20_000, ..Amount::default() }
 }
 
 /// One core, two nodes with short leases, nothing started yet.
