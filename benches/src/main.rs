@@ -21,6 +21,7 @@ mod judge;
 mod limits;
 mod machine;
 mod memory;
+mod peers;
 mod postgres;
 mod programs;
 mod registry;

@@ -101,12 +101,17 @@ impl Programs {
         if self.is_release() { "release" } else { "debug" }
     }
 
+    /// Whether cargo has just built them.
+    pub(crate) fn are_built(&self) -> bool {
+        self.built
+    }
+
     fn is_release(&self) -> bool {
         self.folder.ends_with("release")
     }
 
     /// The folder of all profiles.
-    fn target(&self) -> &Path {
+    pub(crate) fn target(&self) -> &Path {
         self.folder.parent().unwrap_or(&self.folder)
     }
 

@@ -7,7 +7,7 @@ use anyhow::bail;
 use crate::{
     context::{Context, Store},
     figure::Figure,
-    limits, workloads,
+    limits, peers, workloads,
 };
 
 /// What one entry has found.
@@ -64,6 +64,7 @@ pub(crate) enum Kind {
 pub(crate) fn entries() -> Vec<Entry> {
     let mut all = limits::entries();
     all.extend(workloads::entries());
+    all.extend(peers::entries());
     all
 }
 

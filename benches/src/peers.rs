@@ -1,0 +1,129 @@
+//! Other systems on the same machine, disk and databases, at the same durability: `benches/peers`, a package of its own.
+//!
+//! It is built on demand, for it is no member of the workspace: it would bring other versions of our database driver.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use anyhow::{Context as _, bail, ensure};
+use serde::Deserialize;
+use tokio::process::Command;
+
+use crate::{
+    context::{Context, Database, Store},
+    figure::{Figure, Unit},
+    machine::WORKSPACE,
+    registry::{Entry, Findings, Kind, Measured, Run},
+};
+
+/// A peer, as `dormouse-peers` calls it, and on which database it runs.
+const PEERS: [(&str, Store); 3] =
+    [("duroxide", Store::Sqlite), ("duroxide-own", Store::Sqlite), ("durable-rust", Store::Postgres)];
+
+/// What the report says beside their figures.
+const ABOUT: &str = "\
+## The peers
+
+Each runs on this machine in this run, a workflow being a task inside one process: they isolate nothing and launch
+nothing. W1 and W2 are their steps with a result of 1 KiB, W3 is their start to their ending, W4a a durable sleep. A
+step of theirs also tells that it begins, a checkpoint of ours is one write; steps of ours are a write each too.
+
+| | version | licence | what it is | not there |
+|---|---|---|---|---|
+| `duroxide` | 0.1.32 | MIT | SQLite; `synchronous=FULL` set on each of its connections, polling each 5 ms, 2 dispatchers of each kind | isolation, launches |
+| `duroxide-own` | 0.1.32 | MIT | the same as it sets SQLite itself: NORMAL, no commit is flushed | isolation, launches, surviving a power cut |
+| `durable-rust` | 0.11.3 | MIT | PostgreSQL, 64 connections, `synchronous_commit=on` | isolation, launches, durable sleeps (no W4a) |
+";
+
+pub(crate) fn entries() -> [Entry; 1] {
+    [Entry { name: "peers", kind: Kind::Peer, needs: &[], run: Run::Once(peers) }]
+}
+
+/// One figure, as `dormouse-peers` writes it.
+#[derive(Deserialize)]
+struct Told {
+    id: String,
+    unit: String,
+    what: String,
+    rounds: Vec<f64>,
+}
+
+fn peers(context: &Context) -> Measured<'_> {
+    Box::pin(async move {
+        let program = built(context).await?;
+        let mut findings = Findings { sections: vec![ABOUT.to_owned()], ..Findings::default() };
+        for (peer, store) in PEERS {
+            if context.stores().contains(&store) {
+                let figures = one(context, &program, peer, store).await;
+                findings.figures.extend(figures.with_context(|| format!("the peer {peer}"))?);
+            }
+        }
+        Ok(findings)
+    })
+}
+
+/// Builds it, unless it is wanted as it is.
+async fn built(context: &Context) -> anyhow::Result<PathBuf> {
+    let target = context.programs().target().join("peers");
+    let program = target.join("release/dormouse-peers");
+    if context.programs().are_built() || !program.is_file() {
+        eprintln!(
+            "building the peers: some 300 crates the first time, which takes minutes and needs OpenSSL's headers"
+        );
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let manifest = Path::new(WORKSPACE).join("benches/peers/Cargo.toml");
+        let mut command = Command::new(cargo);
+        command.args(["build", "--release", "--locked", "--quiet", "--manifest-path"]).arg(manifest);
+        let status = command.arg("--target-dir").arg(&target).status().await.context("cargo")?;
+        ensure!(status.success(), "the peers cannot be built, {status}; mend what it says above");
+    }
+    Ok(program)
+}
+
+async fn one(context: &Context, program: &Path, peer: &str, store: Store) -> anyhow::Result<Vec<Figure>> {
+    let database = context.database(store).await?;
+    let place = match &database {
+        Database::Sqlite(path) => {
+            path.parent().context("it is in a folder of its own")?.as_os_str().to_owned()
+        }
+        Database::Postgres { url } => url.into(),
+    };
+    let mut command = Command::new(program);
+    command.arg(peer).arg(place).arg(context.rounds().to_string());
+    command.arg(if context.is_quick() { "quick" } else { "full" });
+    let output = command.stdin(Stdio::null()).kill_on_drop(true).output().await?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "it ended, {}: {}", output.status, said.trim());
+    context.remove(&database).await?;
+    let text = String::from_utf8(output.stdout).context("its figures")?;
+    text.lines().filter(|line| line.starts_with('{')).map(|line| figure(line, store)).collect()
+}
+
+fn figure(line: &str, store: Store) -> anyhow::Result<Figure> {
+    let Told { id, unit, what, rounds } = serde_json::from_str(line).with_context(|| line.to_owned())?;
+    let unit = match unit.as_str() {
+        "seconds" => Unit::Seconds,
+        "per_second" => Unit::PerSecond,
+        other => bail!("the unit {other} of {id} is unknown"),
+    };
+    Ok(Figure { store: Some(store), ..Figure::of(unit, id, what, rounds) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_a_figure() {
+        let line = r#"{"id":"duroxide.W2","unit":"per_second","what":"steps","rounds":[1.0,3.0,2.0]}"#;
+        let figure = figure(line, Store::Sqlite).expect("a figure");
+        assert_eq!(
+            (figure.id.as_str(), figure.unit, figure.store),
+            ("duroxide.W2", Unit::PerSecond, Some(Store::Sqlite))
+        );
+        assert!((figure.median() - 2.0).abs() < f64::EPSILON);
+        assert!(super::figure(&line.replace("per_second", "hours"), Store::Sqlite).is_err());
+    }
+}
