@@ -22,10 +22,11 @@ on_both! {
 
 /// Asks for everything there is with what the document says, and is refused each time.
 async fn refused_everything(what: &str, document: &LaunchDocument, registration: &[&str]) {
-    let client = RawClient::connect(document).await;
     let mut operations = raw::every_operation(document);
     operations.push(raw::heartbeat());
     for operation in operations {
+        // A connection each: a stranger has only so many requests.
+        let client = RawClient::connect(document).await;
         let described = format!("{what}: {operation:?}");
         let codes: &[&str] = match operation {
             Operation::Register(_) => registration,
