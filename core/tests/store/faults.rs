@@ -229,6 +229,27 @@ async fn invariant_2_a_checkpoint_waits_for_a_registration_that_is_under_way() {
     assert_eq!(page.checkpoints, []);
 }
 
+/// Both are queued before the writer runs, so that they are one statement.
+#[tokio::test]
+async fn invariant_2_checkpoints_of_one_batch_wait_for_a_registration_that_is_under_way() {
+    let db = db::postgres().await;
+    let running = db.running("a").await;
+    let mut registration = by_hand(&db).await;
+    run(&mut registration, "BEGIN; UPDATE instance SET session = session + 1 WHERE id = 'a'").await;
+    let saves = ["late", "later"].map(|name| db.store.save(&running.session, db::step(name, "1")));
+    let overtaken = async {
+        until_waiting(&mut registration, 1).await;
+        run(&mut registration, "COMMIT").await;
+    };
+    let [late, later] = saves;
+    let (late, later, ()) = tokio::join!(late, later, overtaken);
+    for saved in [late, later] {
+        assert_eq!(db::code(saved), "FENCED", "a checkpoint passed a registration");
+    }
+    let page = db.store.checkpoints(&tenant(), running.id(), 0, 10, false).await.expect("a page");
+    assert_eq!(page.checkpoints, []);
+}
+
 #[tokio::test]
 async fn invariant_2_a_registration_waits_for_a_checkpoint_that_is_under_way() {
     let db = db::postgres().await;
