@@ -96,16 +96,27 @@ mod tests {
     }
 
     fn columns(text: &str) -> Vec<String> {
-        let mut table = "";
+        let mut table = None;
         let mut found = Vec::new();
+        let mut add = |table: &str, column: &str| {
+            let name = column.split(' ').next().unwrap_or_default();
+            let bound = if column.contains("NOT NULL") { "NOT NULL" } else { "" };
+            found.push(format!("{table}.{name} {bound}"));
+        };
         for line in text.lines() {
             if let Some(name) = line.strip_prefix("CREATE TABLE ") {
-                table = name.trim_end_matches(" (");
-            } else if let Some(rest) = line.strip_prefix("    ").filter(|rest| !rest.starts_with([' ', 'C']))
+                table = Some(name.trim_end_matches(" ("));
+            } else if line.starts_with(')') {
+                table = None;
+            } else if let Some((table, column)) =
+                line.strip_prefix("ALTER TABLE ").and_then(|rest| rest.split_once(" ADD COLUMN "))
             {
-                let column = rest.split(' ').next().unwrap_or_default();
-                let bound = if rest.contains("NOT NULL") { "NOT NULL" } else { "" };
-                found.push(format!("{table}.{column} {bound}"));
+                add(table, column);
+            } else if let (Some(table), Some(column)) = (table, line.strip_prefix("    "))
+                // Deeper lines continue the one before; a table's constraints begin with a capital C.
+                && !column.starts_with([' ', 'C'])
+            {
+                add(table, column);
             }
         }
         found
