@@ -8,8 +8,8 @@ use clap::{Parser, ValueEnum};
 #[derive(Parser, Debug)]
 #[command(name = "dormouse-benches")]
 pub(crate) struct Arguments {
-    /// What to measure: `limits`, a workload (`W1` … `W9`, or a part such as `W3a`), `growth`, `peers`,
-    /// `trace`, or `all`. What they are held against is measured with them
+    /// What to measure: `limits`, a workload (`W1` … `W9`, or a part such as `W3a`), `growth`, `size`, `peers`,
+    /// `trace`, or `all`; `build` by its name only. What they are held against is measured with them
     #[arg(value_name = "NAME", default_value = "all")]
     pub(crate) names: Vec<String>,
     /// On which database

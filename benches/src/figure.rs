@@ -116,6 +116,8 @@ impl fmt::Display for Limit {
                 };
                 f.write_str(&joined(terms, term))
             }
+            #[expect(clippy::float_cmp, reason = "a literal")]
+            Self::Rate([(times, id)]) if *times == 1.0 => f.write_str(id),
             Self::Rate([(times, id)]) => write!(f, "{id} / {times}"),
             Self::Rate(terms) => write!(f, "1 / ({})", joined(terms, |(times, id)| format!("{times}/{id}"))),
             Self::None => f.write_str("–"),

@@ -29,6 +29,7 @@ mod report;
 mod run;
 mod services;
 mod show;
+mod size;
 mod waterfall;
 mod workloads;
 

@@ -5,15 +5,16 @@
 use std::{
     path::{Path, PathBuf},
     process::Stdio,
+    time::Duration,
 };
 
 use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
-use tokio::process::Command;
+use tokio::{process::Command, time::timeout};
 
 use crate::{
     context::{Context, Database, Store},
-    figure::{Figure, Unit},
+    figure::{Figure, Limit, Target, Unit},
     machine::WORKSPACE,
     registry::{Entry, Findings, Kind, Measured, Run},
 };
@@ -21,6 +22,11 @@ use crate::{
 /// A peer, as `dormouse-peers` calls it, and on which database it runs.
 const PEERS: [(&str, Store); 3] =
     [("duroxide", Store::Sqlite), ("duroxide-own", Store::Sqlite), ("durable-rust", Store::Postgres)];
+
+/// Peers that flush as we do: of them, ours must do as many durable steps per second.
+const FLUSHING: [&str; 2] = ["duroxide", "durable-rust"];
+/// Some rounds of one of them take a minute; none takes so long.
+const PATIENCE: Duration = Duration::from_mins(6);
 
 /// What the report says beside their figures.
 const ABOUT: &str = "\
@@ -30,6 +36,9 @@ Each runs on this machine in this run, a workflow being a task inside one proces
 nothing. W1 and W2 are their steps with a result of 1 KiB, W3 is their start to their ending, W4a a durable sleep. A
 step of theirs also tells that it begins, a checkpoint of ours is one write; steps of ours are a write each too.
 
+Those that flush each commit, as Dormouse does, are judged: a step of theirs must take as long as ours at least, and 64
+workflows of theirs must do as many steps per second as ours at most. The limit in their rows is our own figure.
+
 | | version | licence | what it is | not there |
 |---|---|---|---|---|
 | `duroxide` | 0.1.32 | MIT | SQLite; `synchronous=FULL` set on each of its connections, polling each 5 ms, 2 dispatchers of each kind | isolation, launches |
@@ -38,7 +47,7 @@ step of theirs also tells that it begins, a checkpoint of ours is one write; ste
 ";
 
 pub(crate) fn entries() -> [Entry; 1] {
-    [Entry { name: "peers", kind: Kind::Peer, needs: &[], run: Run::Once(peers) }]
+    [Entry { name: "peers", kind: Kind::Peer, needs: &["W1", "W2"], run: Run::Once(peers) }]
 }
 
 /// One figure, as `dormouse-peers` writes it.
@@ -93,12 +102,27 @@ async fn one(context: &Context, program: &Path, peer: &str, store: Store) -> any
     let mut command = Command::new(program);
     command.arg(peer).arg(place).arg(context.rounds().to_string());
     command.arg(if context.is_quick() { "quick" } else { "full" });
-    let output = command.stdin(Stdio::null()).kill_on_drop(true).output().await?;
+    let output = timeout(PATIENCE, command.stdin(Stdio::null()).kill_on_drop(true).output())
+        .await
+        .with_context(|| format!("it has not ended within {PATIENCE:?}"))??;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "it ended, {}: {}", output.status, said.trim());
     context.remove(&database).await?;
     let text = String::from_utf8(output.stdout).context("its figures")?;
-    text.lines().filter(|line| line.starts_with('{')).map(|line| figure(line, store)).collect()
+    let figures = text.lines().filter(|line| line.starts_with('{')).map(|line| figure(line, store));
+    figures.map(|figure| Ok(held(figure?, peer))).collect()
+}
+
+/// From their side: it is we who are the limit.
+fn held(figure: Figure, peer: &str) -> Figure {
+    if !FLUSHING.contains(&peer) {
+        return figure;
+    }
+    match figure.id.strip_prefix(peer) {
+        Some(".W1") => figure.held(Limit::Sum(&[(1.0, "W1")]), Target::AtLeastTimes(1.0)),
+        Some(".W2") => figure.held(Limit::Rate(&[(1.0, "W2")]), Target::AtMostTimes(1.0)),
+        _ => figure,
+    }
 }
 
 fn figure(line: &str, store: Store) -> anyhow::Result<Figure> {
@@ -125,5 +149,13 @@ mod tests {
         );
         assert!((figure.median() - 2.0).abs() < f64::EPSILON);
         assert!(super::figure(&line.replace("per_second", "hours"), Store::Sqlite).is_err());
+        assert!(super::held(figure.clone(), "duroxide").held.is_some(), "it is judged");
+        assert!(super::held(Figure { id: "duroxide.W3a".to_owned(), ..figure }, "duroxide").held.is_none());
+    }
+
+    #[test]
+    fn who_does_not_flush_is_not_judged() {
+        let figure = Figure::rate("duroxide-own.W2", "steps", vec![1.0]);
+        assert!(held(figure, "duroxide-own").held.is_none());
     }
 }

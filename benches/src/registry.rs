@@ -7,7 +7,7 @@ use anyhow::bail;
 use crate::{
     context::{Context, Store},
     figure::Figure,
-    limits, peers, workloads,
+    limits, peers, size, workloads,
 };
 
 /// What one entry has found.
@@ -58,12 +58,15 @@ pub(crate) enum Kind {
     Workload,
     /// Other systems.
     Peer,
+    /// Of programs, from nothing: measured only when it is asked for by its name.
+    Build,
 }
 
 /// Every entry; one that another needs stands before it.
 pub(crate) fn entries() -> Vec<Entry> {
     let mut all = limits::entries();
     all.extend(workloads::entries());
+    all.extend(size::entries());
     all.extend(peers::entries());
     all
 }
@@ -95,12 +98,13 @@ pub(crate) fn chosen(names: &[String], quick: bool) -> anyhow::Result<Vec<Entry>
     Ok(all.into_iter().zip(wanted).filter_map(|(entry, wanted)| wanted.then_some(entry)).collect())
 }
 
-/// `all`, `limits`, the name itself, or what it is a part of: W3 is W3a, W3b and so on.
+/// `all`, `limits`, `growth`, the name itself, or what it is a part of: W3 is W3a, W3b and so on.
 fn is_meant(entry: &Entry, name: &str) -> bool {
     let part = |rest: &str| rest.chars().all(|letter| letter.is_ascii_lowercase());
     match name {
-        "all" => true,
+        "all" => entry.kind != Kind::Build,
         "limits" => entry.kind == Kind::Limit,
+        "growth" => entry.name == "W8",
         _ => entry
             .name
             .strip_prefix(name)

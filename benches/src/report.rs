@@ -1,6 +1,6 @@
 //! report.md and figures.jsonl.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, time::Duration};
 
 use anyhow::Context as _;
 
@@ -21,6 +21,8 @@ pub(crate) struct Run<'a> {
     pub(crate) sections: &'a [String],
     /// Entries that could not be measured, and why.
     pub(crate) failures: &'a [String],
+    /// What was measured, in order, and how long that took.
+    pub(crate) took: &'a [(String, Duration)],
     /// Files of charts, beside the report.
     pub(crate) charts: &'a [String],
     /// What moved since another run.
@@ -57,11 +59,13 @@ pub(crate) fn markdown(run: &Run<'_>) -> String {
     text += &judged(run.lines);
     text += &reported(run.lines, Kind::Workload, "Reported, not judged");
     text += &reported(run.lines, Kind::Peer, "Other systems");
+    text += &reported(run.lines, Kind::Build, "Builds");
     text += &reported(run.lines, Kind::Limit, "Limits: what the machine does without Dormouse");
     for section in run.sections.iter().map(String::as_str).chain(run.comparison) {
         text += section.trim_end();
         text += "\n\n";
     }
+    text += &took(run.took);
     text.trim_end().to_owned() + "\n"
 }
 
@@ -100,6 +104,17 @@ fn machine(machine: &Machine) -> String {
         writeln!(text, "| {name} | {value} |").expect("a string takes all");
     }
     text + "\n"
+}
+
+/// How long each part of the run took, set-up included: to plan the next one.
+fn took(parts: &[(String, Duration)]) -> String {
+    let all: Duration = parts.iter().map(|(_, took)| *took).sum();
+    let mut text =
+        format!("## How long it took\n\n{:.0} s in all.\n\n| | s |\n|---|---|\n", all.as_secs_f64());
+    for (part, took) in parts {
+        writeln!(text, "| {part} | {:.0} |", took.as_secs_f64()).expect("a string takes all");
+    }
+    text
 }
 
 #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]

@@ -1,6 +1,10 @@
 //! One run: limits, workloads, limits again; then the report.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 
@@ -23,6 +27,7 @@ struct Found {
     charts: Vec<(String, String)>,
     /// What could not be measured. The rest still can.
     failures: Vec<String>,
+    took: Vec<(String, Duration)>,
 }
 
 /// Measures, and says what came out. False if something could not be measured.
@@ -54,6 +59,7 @@ pub(crate) async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         lines: &lines,
         sections: &found.sections,
         failures: &found.failures,
+        took: &found.took,
         charts: if arguments.out.is_some() { &names } else { &[] },
         comparison: comparison.as_deref(),
     });
@@ -72,7 +78,7 @@ impl Found {
     /// An entry that fails takes neither the others nor its other store with it.
     async fn measure(&mut self, context: &Context, entry: &Entry) {
         for store in places(context, entry) {
-            match measured(context, entry, store).await {
+            match self.timed(context, entry, store).await {
                 Ok(findings) => {
                     self.sections.extend(findings.sections);
                     self.charts.extend(findings.charts);
@@ -89,11 +95,23 @@ impl Found {
     /// A limit's rounds of afterwards join those of before.
     async fn measure_again(&mut self, context: &Context, entry: &Entry) {
         for store in places(context, entry) {
-            match measured(context, entry, store).await {
+            match self.timed(context, entry, store).await {
                 Ok(findings) => findings.figures.iter().for_each(|later| self.append(later)),
                 Err(error) => self.failed(&place(entry, store), &error),
             }
         }
+    }
+
+    async fn timed(
+        &mut self,
+        context: &Context,
+        entry: &Entry,
+        store: Option<Store>,
+    ) -> anyhow::Result<Findings> {
+        let begun = Instant::now();
+        let findings = measured(context, entry, store).await;
+        self.took.push((place(entry, store), begun.elapsed()));
+        findings
     }
 
     /// What failed before is a failure already.

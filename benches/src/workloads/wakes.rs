@@ -109,17 +109,18 @@ pub(super) async fn at_one_moment(
     ])
 }
 
-/// A moment when so many sleepers will surely be suspended: some are laid down to see how long it takes.
+/// A moment when so many sleepers will be suspended: some are laid down to see how long it takes.
 async fn after_laying_down(services: &Services, count: u32) -> anyhow::Result<u64> {
-    const MARGIN: Duration = Duration::from_secs(1);
-    let pilots = count.min(50);
+    const MARGIN: Duration = Duration::from_secs(2);
+    let pilots = count.min(200);
     let begun = now();
     let far = begun + micros(Duration::from_hours(1));
     for (_, id) in lay_down(services, pilots, |_| far).await? {
         services.client().stop(&id).await?;
     }
     let each = (now() - begun) / u64::from(pilots);
-    Ok(now() + micros(MARGIN) + 2 * each * u64::from(count))
+    // Half as long again: what is not suspended by then fails the round.
+    Ok(now() + micros(MARGIN) + each * u64::from(count) * 3 / 2)
 }
 
 /// Starts sleepers, and waits until all are suspended, which must be before the first is due; answers them
