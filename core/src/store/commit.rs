@@ -325,7 +325,8 @@ impl Writer {
     pub(super) async fn run(mut self, mut queue: Queue, closing: CancellationToken) {
         let mut batch = Vec::new();
         while queue.take(&mut batch, BATCH, &closing).await {
-            fault::point("store.taken");
+            fault::batch("store.taken", batch.len());
+            tracing::trace!(requests = batch.len(), "a batch is taken");
             self.serve(&mut batch).await;
             if self.broken.is_cancelled() {
                 // Dropping the queue tells whoever waits in it.
@@ -346,10 +347,11 @@ impl Writer {
             match self.together(batch).await {
                 Ok(()) => {
                     let committed = Committed { taken, durable: Instant::now() };
+                    let requests = batch.len();
                     for work in batch.drain(..) {
                         if work.is_decided() {
                             work.answer(committed);
-                            fault::point("store.answered");
+                            fault::batch("store.answered", requests);
                         } else {
                             undecided.push(work);
                         }
@@ -395,7 +397,8 @@ impl Writer {
     async fn transaction(&mut self, mut batch: &mut [Box<dyn Work>]) -> Result<(), Failure> {
         let (conn, connector) = self.link.conn().await.map_err(Failure::Before)?;
         let mut tx = Tx::begin(conn, &self.clock).await.map_err(|error| Failure::Before(error.into()))?;
-        fault::point("store.begun");
+        let requests = batch.len();
+        fault::batch("store.begun", requests);
         while !batch.is_empty() {
             let (neighbours, run_set) = set_of(batch);
             let (set, rest) = batch.split_at_mut(neighbours);
@@ -404,15 +407,15 @@ impl Writer {
             }
             for work in set.iter_mut().filter(|work| run_set.is_none() || !work.is_decided()) {
                 work.run(&mut tx).await.map_err(Failure::Before)?;
-                fault::point("store.row");
+                fault::batch("store.row", requests);
             }
             batch = rest;
         }
-        fault::point("store.before_commit");
+        fault::batch("store.before_commit", requests);
         connector.wrote(tx.writes, tx.written_bytes);
         match tx.commit().await {
             Ok(notices) => {
-                fault::point("store.committed");
+                fault::batch("store.committed", requests);
                 self.hub.committed(notices);
                 Ok(())
             }
@@ -481,7 +484,7 @@ impl Writer {
         let (conn, connector) = self.link.conn().await.map_err(Failure::Before)?;
         let mut tx = Tx::single(conn, &self.clock);
         run_set(set, &mut tx).await.map_err(of_statement)?;
-        fault::point("store.committed");
+        fault::batch("store.committed", set.len());
         connector.wrote(tx.writes, tx.written_bytes);
         self.hub.committed(tx.notices);
         Ok(())
