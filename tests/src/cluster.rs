@@ -23,6 +23,7 @@ use crate::{
     postgres,
     previous::Release,
     process::Service,
+    trace::Tracer,
     wait,
 };
 pub use crate::{controller::chain, database::Database};
@@ -66,6 +67,7 @@ pub struct Cluster {
     rows: Rows,
     controller: Controller,
     variables: Vec<(String, String)>,
+    tracer: Option<Tracer>,
     /// For the case that this process is killed.
     guard: Option<Guard>,
     dir: TempDir,
@@ -95,9 +97,9 @@ impl Cluster {
     async fn ready(layout: Layout, release: Release, rows: Rows) -> Self {
         let dir = tempfile::Builder::new().prefix("dormouse.").tempdir().expect("a temporary directory");
         let guard = Some(Guard::killing_all_of(dir.path()));
-        let (running, variables) = (Vec::new(), Vec::new());
+        let (running, variables, tracer) = (Vec::new(), Vec::new(), None);
         let controller = Controller::new(vec![dir.path().join("data")], dir.path());
-        let mut cluster = Self { running, layout, release, rows, controller, variables, guard, dir };
+        let mut cluster = Self { running, layout, release, rows, controller, variables, tracer, guard, dir };
         cluster.start_services().await;
         cluster
     }
@@ -113,6 +115,11 @@ impl Cluster {
     /// Forgets it again.
     pub fn unset_variable(&mut self, name: &str) {
         self.variables.retain(|(known, _)| known != name);
+    }
+
+    /// A core that is started from now on is traced.
+    pub fn trace_core(&mut self, tracer: Tracer) {
+        self.tracer = Some(tracer);
     }
 
     /// Stops the services in order, as a service manager does, and starts those of that release.
@@ -164,8 +171,26 @@ impl Cluster {
             arguments.extend(["--environment".to_owned(), any]);
         }
         let log = self.dir.path().join(format!("{program}.log"));
-        let service = Service::start(&self.release.binary(program), &arguments, &self.variables, &log);
+        let mut program = self.release.binary(program);
+        if let (Some(tracer), Part::Core) = (&self.tracer, part) {
+            (program, arguments) = tracer.command(&program, arguments);
+        }
+        let service = Service::start(&program, &arguments, &self.variables, &log);
         self.running.push((part, service));
+    }
+
+    /// Waits until a core that was launched again has its port. Nobody of it is asked: it may be told to kill itself
+    /// at what it would do then.
+    pub async fn until_core_listens(&self) {
+        let address =
+            fs::read_to_string(self.data_dir().join("core.address")).expect("it has listened before");
+        let (_, port) = address.trim().rsplit_once(':').expect("host and port");
+        let port = format!(":{:04X} ", port.parse::<u16>().expect("a port"));
+        wait::until("core has its port", async || {
+            let sockets = fs::read_to_string("/proc/net/udp").map_err(|error| error.to_string())?;
+            if sockets.contains(&port) { Ok(()) } else { Err(sockets) }
+        })
+        .await;
     }
 
     /// Waits until the services answer, and connects a client of their own making.

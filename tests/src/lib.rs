@@ -30,5 +30,7 @@ pub mod proxy;
 pub mod raw;
 pub mod stranger;
 pub mod tally;
+pub mod trace;
 pub mod wait;
 pub mod workload;
+pub mod writers;

@@ -45,7 +45,21 @@ impl Probe {
         id: &str,
         change: impl FnOnce(StartInstance) -> StartInstance,
     ) -> Self {
+        Self::push(controller).await;
+        Self::start_pushed(controller, id, change).await
+    }
+
+    /// Pushes its image.
+    pub async fn push(controller: &Controller) {
         controller.push(PROGRAM).await;
+    }
+
+    /// As [`Self::start_with`], where the image has been pushed.
+    pub async fn start_pushed(
+        controller: &Controller,
+        id: &str,
+        change: impl FnOnce(StartInstance) -> StartInstance,
+    ) -> Self {
         let folder = controller.scratch().join(format!("probe-{id}"));
         fs::create_dir(&folder).expect("ids of a test differ");
         let start = StartInstance::of(PROGRAM).id(id).env(FOLDER_VARIABLE, folder.display().to_string());

@@ -16,7 +16,7 @@ use dormouse_proto::{
 pub struct RawClient {
     caller: Caller<InstanceProtocol>,
     _pushes: Pushes<InstanceProtocol>,
-    _endpoint: quinn::Endpoint,
+    endpoint: quinn::Endpoint,
 }
 
 impl RawClient {
@@ -33,7 +33,7 @@ impl RawClient {
         let hello = Hello { protocol_version: InstanceProtocol::VERSION, client: "raw".to_owned() };
         let hello = Operation::Hello(hello).into();
         let (caller, pushes) = Caller::open(connection, hello).await.expect("a stream");
-        Ok(Self { caller, _pushes: pushes, _endpoint: endpoint })
+        Ok(Self { caller, _pushes: pushes, endpoint })
     }
 
     /// Registers if core answers now.
@@ -66,7 +66,18 @@ impl RawClient {
     }
 }
 
+impl std::fmt::Debug for RawClient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RawClient({:?})", self.endpoint.local_addr())
+    }
+}
+
 impl RawClient {
+    /// The port that core sends its answers to.
+    pub fn port(&self) -> u16 {
+        self.endpoint.local_addr().expect("it is bound").port()
+    }
+
     /// How many checkpoints a registration handed over, with its further pages.
     pub async fn all_checkpoints(&self, registered: Registered) -> usize {
         let (mut count, mut cursor) = (registered.checkpoints.len(), registered.next_cursor);

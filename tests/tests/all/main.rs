@@ -16,6 +16,8 @@ macro_rules! on_both {
 }
 
 mod backup;
+mod batch_kills;
+mod batch_trace;
 mod command;
 mod configuration;
 mod credentials;
