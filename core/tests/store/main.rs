@@ -4,6 +4,7 @@
 //!   and every rule that the model breaks when it is left out. A case is written once and runs
 //!   on SQLite and on PostgreSQL.
 //! - `batches`: what many ask at once is stored as one after the other.
+//! - `one_batch`: a batch with every outcome, each told to who asked.
 //! - `random`: one printed seed drives SQLite, PostgreSQL and the domain over a map; all answer
 //!   alike.
 //! - `faults`: answers that get lost, and the lock that fences.
@@ -20,6 +21,7 @@ mod faults;
 #[path = "../../../tests/src/load.rs"]
 #[expect(unreachable_pub, clippy::disallowed_methods, reason = "elsewhere it is a library's, of tests")]
 mod load;
+mod one_batch;
 mod plans;
 mod postgres;
 mod random;
