@@ -3,15 +3,16 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU8, Ordering},
-    },
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
-use dormouse_core::store::{Database, Error, Options, Store};
+use dormouse_core::{
+    domain::{checkpoint::Value, payload::Payload, time::Micros},
+    store::{Database, Error, Options, Saved, Session, Store},
+};
 use dormouse_proto::code::{Code, Coded as _, Retry};
+use futures_util::future::join_all;
 use sqlx::{ConnectOptions as _, Connection as _, PgConnection, postgres::PgConnectOptions};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -19,27 +20,53 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::db::{self, TestDb, tenant};
+use crate::{
+    contract::check,
+    db::{self, TestDb, tenant},
+};
 
-/// Between a store and its server: cuts one connection when a COMMIT passes by.
+/// Between a store and its server: cuts one connection when a COMMIT, or what the test waits for, passes by.
 struct Proxy {
-    armed: Arc<AtomicU8>,
+    armed: Arc<Mutex<Armed>>,
     directory: tempfile::TempDir,
     _running: JoinSet<()>,
 }
 
-const PASS: u8 = 0;
-/// The server has carried the COMMIT out; its answer does not arrive.
-const AFTER_COMMIT: u8 = 1;
-/// The COMMIT does not arrive.
-const BEFORE_COMMIT: u8 = 2;
+/// What happens to the message that is waited for.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    /// The server has carried it out; its answer does not arrive.
+    After,
+    /// It does not arrive.
+    Before,
+}
+
+const FAULTS: [Fault; 2] = [Fault::After, Fault::Before];
+
+#[derive(Default)]
+struct Armed {
+    /// With the bytes that are waited for.
+    fault: Option<(Fault, &'static [u8])>,
+    /// What was said last before the cut.
+    cut: Option<Vec<u8>>,
+}
+
+impl Armed {
+    /// Whether this is to be cut, and how.
+    fn take(&mut self, said: &[u8]) -> Option<Fault> {
+        let (_, wanted) = self.fault.as_ref()?;
+        said.windows(wanted.len()).find(|bytes| bytes == wanted)?;
+        self.cut = Some(said.to_vec());
+        self.fault.take().map(|(fault, _)| fault)
+    }
+}
 
 impl Proxy {
     /// In front of the server whose socket is in the directory `server`.
     fn start(server: &Path) -> Self {
         let directory = tempfile::Builder::new().prefix("dp").tempdir_in("/tmp").expect("a directory");
         let listener = UnixListener::bind(directory.path().join(SOCKET)).expect("a socket");
-        let (armed, server) = (Arc::new(AtomicU8::new(PASS)), server.join(SOCKET));
+        let (armed, server) = (Arc::<Mutex<Armed>>::default(), server.join(SOCKET));
         let shared = Arc::clone(&armed);
         let mut running = JoinSet::new();
         running.spawn(async move {
@@ -54,13 +81,24 @@ impl Proxy {
     }
 
     /// The next COMMIT meets this fault.
-    fn arm(&self, fault: u8) {
-        self.armed.store(fault, Ordering::SeqCst);
+    fn arm(&self, fault: Fault) {
+        self.arm_at(fault, b"COMMIT\0");
     }
 
-    /// Whether it has.
+    /// The next message that holds this does.
+    fn arm_at(&self, fault: Fault, wanted: &'static [u8]) {
+        *self.armed.lock().expect("nobody panics with it") =
+            Armed { fault: Some((fault, wanted)), cut: None };
+    }
+
+    /// What was cut, if something has been.
+    fn cut(&self) -> Option<Vec<u8>> {
+        self.armed.lock().expect("nobody panics with it").cut.clone()
+    }
+
+    /// Whether something has been.
     fn has_cut(&self) -> bool {
-        self.armed.load(Ordering::SeqCst) == PASS
+        self.cut().is_some()
     }
 
     /// The same schema through this proxy.
@@ -76,22 +114,21 @@ impl Proxy {
 const SOCKET: &str = ".s.PGSQL.5432";
 
 /// Ends with either side, or with the fault.
-async fn relay(mut client: UnixStream, mut server: UnixStream, armed: Arc<AtomicU8>) {
+async fn relay(mut client: UnixStream, mut server: UnixStream, armed: Arc<Mutex<Armed>>) {
     let (mut asked, mut answered) = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
     loop {
         tokio::select! {
             read = client.read(&mut asked) => {
                 let Ok(bytes @ 1..) = read else { return };
                 let said = &asked[..bytes];
-                let fault = armed.load(Ordering::SeqCst);
-                if fault != PASS && said.windows(7).any(|word| word == b"COMMIT\0") {
-                    if fault == AFTER_COMMIT {
+                let fault = armed.lock().expect("nobody panics with it").take(said);
+                match fault {
+                    Some(Fault::Before) => return,
+                    Some(Fault::After) => {
                         server.write_all(said).await.expect("the server is there");
-                        // It answers once the commit is durable.
-                        server.readable().await.expect("the server answers");
+                        return until_idle(&mut server).await;
                     }
-                    armed.store(PASS, Ordering::SeqCst);
-                    return;
+                    None => {}
                 }
                 if server.write_all(said).await.is_err() {
                     return;
@@ -107,6 +144,16 @@ async fn relay(mut client: UnixStream, mut server: UnixStream, armed: Arc<Atomic
     }
 }
 
+/// Until the server says that it has no transaction open: what it was told last is durable.
+async fn until_idle(server: &mut UnixStream) {
+    const READY_AND_IDLE: &[u8] = b"Z\0\0\0\x05I";
+    let mut answer = Vec::new();
+    while !answer.ends_with(READY_AND_IDLE) {
+        let bytes = server.read_buf(&mut answer).await.expect("the server answers");
+        assert!(bytes > 0, "the server has gone away instead of an answer");
+    }
+}
+
 /// The directory of the server's socket.
 fn socket_directory(options: &Options) -> PathBuf {
     let Database::Postgres(url) = &options.database else { panic!("a proxy is for a server") };
@@ -118,13 +165,15 @@ fn socket_directory(options: &Options) -> PathBuf {
 async fn behind_a_proxy() -> (TestDb, Proxy, Store) {
     let db = db::postgres().await;
     let proxy = Proxy::start(&socket_directory(&db.options));
-    let store = Store::open(proxy.options(&db.options)).await.expect("it opens through the proxy");
+    // One writer: what is asked at once is one batch.
+    let options = Options { writers: 1, ..proxy.options(&db.options) };
+    let store = Store::open(options).await.expect("it opens through the proxy");
     (db, proxy, store)
 }
 
 #[tokio::test]
 async fn invariant_1_a_start_whose_commit_got_no_answer_is_stored_once() {
-    for fault in [AFTER_COMMIT, BEFORE_COMMIT] {
+    for fault in FAULTS {
         let (db, proxy, store) = behind_a_proxy().await;
         proxy.arm(fault);
         // Repeated on a new connection: the same start gets the same answer.
@@ -143,7 +192,7 @@ async fn invariant_1_a_start_whose_commit_got_no_answer_is_stored_once() {
 
 #[tokio::test]
 async fn invariant_4_a_claim_whose_commit_got_no_answer_is_not_repeated() {
-    for fault in [AFTER_COMMIT, BEFORE_COMMIT] {
+    for fault in FAULTS {
         let (db, proxy, store) = behind_a_proxy().await;
         let lease = db.node("node-a").await;
         db.start("a").await;
@@ -153,7 +202,7 @@ async fn invariant_4_a_claim_whose_commit_got_no_answer_is_not_repeated() {
         assert!(proxy.has_cut(), "no COMMIT passed by");
         assert!(matches!(error, Error::Unconfirmed(_)), "{error:?}");
         assert_eq!(error.code(), Code::Unavailable);
-        let stored = usize::from(fault == AFTER_COMMIT);
+        let stored = usize::from(matches!(fault, Fault::After));
         assert_eq!(db.claim(&lease, 10).await.len(), 1 - stored);
         db.advance(db::LAUNCH + Duration::from_secs(1));
         assert_eq!(db.claim(&lease, 10).await.len(), 1, "it heals by its launch deadline");
@@ -163,7 +212,7 @@ async fn invariant_4_a_claim_whose_commit_got_no_answer_is_not_repeated() {
 
 #[tokio::test]
 async fn invariant_5_a_signal_whose_commit_got_no_answer_is_sent_once() {
-    for fault in [AFTER_COMMIT, BEFORE_COMMIT] {
+    for fault in FAULTS {
         let (db, proxy, store) = behind_a_proxy().await;
         let id = db.start("a").await;
         proxy.arm(fault);
@@ -176,6 +225,93 @@ async fn invariant_5_a_signal_whose_commit_got_no_answer_is_sent_once() {
         assert_eq!(again.number, 1);
         let detail = db.store.instance_detail(&tenant(), &id).await.expect("it exists");
         assert_eq!(detail.unread_signals, 1, "sent twice, or never");
+        store.close().await;
+    }
+}
+
+/// The words in what three instances save at once; the last of them is waited for.
+const LOST: [&str; 3] = ["lost-one", "lost-two", "lost-three"];
+
+fn stored_value(saved: Result<(Saved, Micros), Error>) -> String {
+    match saved.expect("a save may be repeated") {
+        // The repeat hears what the lost one has stored.
+        (Saved::Stored(stored) | Saved::Existed(stored), _) => match stored.value {
+            Value::Payload(payload) => String::from_utf8(payload.data.to_vec()).expect("text"),
+            other => panic!("{other:?}"),
+        },
+        (Saved::Nothing, _) => panic!("nothing is stored"),
+    }
+}
+
+/// One checkpoint of each, and nothing that the database's own check finds.
+async fn assert_stored_once(db: &TestDb, sessions: &[Session]) {
+    for session in sessions {
+        let page = db.store.checkpoints(&tenant(), &session.id, 0, 10, false).await.expect("a page");
+        assert_eq!(page.checkpoints.len(), 1, "{}: stored twice, or never", session.id.as_str());
+    }
+    assert_eq!(check::violations(db, Duration::from_hours(24 * 365)).await, []);
+}
+
+async fn three_running(db: &TestDb) -> Vec<Session> {
+    let mut sessions = Vec::new();
+    for id in ["a", "b", "c"] {
+        sessions.push(db.running(id).await.session);
+    }
+    sessions
+}
+
+/// Checkpoints alone are a statement that commits by itself: there is no COMMIT.
+#[tokio::test]
+async fn invariant_3_a_batch_of_checkpoints_that_got_no_answer_is_stored_once() {
+    for fault in FAULTS {
+        let (db, proxy, store) = behind_a_proxy().await;
+        let sessions = three_running(&db).await;
+        proxy.arm_at(fault, LOST[2].as_bytes());
+        // Nobody else runs before all are queued: they are one batch.
+        let saves = sessions.iter().zip(LOST).map(|(session, word)| store.save(session, db::step("s", word)));
+        let answers: Vec<_> = join_all(saves).await.into_iter().map(stored_value).collect();
+        assert_eq!(answers, LOST, "{fault:?}");
+        let cut = proxy.cut().expect("the words passed by");
+        let has = |word: &&str| cut.windows(word.len()).any(|bytes| bytes == word.as_bytes());
+        assert!(LOST.iter().all(has), "{fault:?}: it was not one statement");
+        assert_stored_once(&db, &sessions).await;
+        store.close().await;
+    }
+}
+
+#[tokio::test]
+async fn invariant_3_a_checkpoint_alone_that_got_no_answer_is_stored_once() {
+    for fault in FAULTS {
+        let (db, proxy, store) = behind_a_proxy().await;
+        let session = db.running("a").await.session;
+        proxy.arm_at(fault, LOST[0].as_bytes());
+        assert_eq!(stored_value(store.save(&session, db::step("s", LOST[0])).await), LOST[0]);
+        assert!(proxy.has_cut(), "the word did not pass by");
+        assert_stored_once(&db, &[session]).await;
+        store.close().await;
+    }
+}
+
+/// With an event among them it is a transaction. What may be stored twice is repeated, the event's caller is told
+/// that nobody knows, and nothing is stored twice.
+#[tokio::test]
+async fn invariant_1_a_mixed_batch_whose_commit_got_no_answer_is_stored_once() {
+    for fault in FAULTS {
+        let (db, proxy, store) = behind_a_proxy().await;
+        let sessions = three_running(&db).await;
+        let other = db.running("other").await.session;
+        proxy.arm(fault);
+        let saves = sessions.iter().zip(LOST).map(|(session, word)| store.save(session, db::step("s", word)));
+        let event = store.event(&other, db::name("e"), Payload::json("1"));
+        let (answers, told) = tokio::join!(join_all(saves), event);
+        assert!(proxy.has_cut(), "no COMMIT passed by");
+        assert_eq!(answers.into_iter().map(stored_value).collect::<Vec<_>>(), LOST, "{fault:?}");
+        let error = told.expect_err("nobody knows");
+        assert!(matches!(error, Error::Unconfirmed(_)), "{error:?}");
+        assert_eq!((error.code(), error.retry()), (Code::Unavailable, Retry::Later));
+        let events = db.timeline(&other.id).await.into_iter().filter(|kind| *kind == "custom").count();
+        assert_eq!(events, usize::from(matches!(fault, Fault::After)));
+        assert_stored_once(&db, &sessions).await;
         store.close().await;
     }
 }
