@@ -2,6 +2,7 @@
 
 use std::{
     env, fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -12,7 +13,7 @@ use nix::{
     unistd::Pid as Number,
 };
 
-use crate::process::Pid;
+use crate::{process::Pid, wait};
 
 /// Kills a service at a named point (`name`, or `name:n` for the n-th pass).
 pub const SERVICE_VARIABLE: &str = dormouse_core::fault::VARIABLE;
@@ -79,6 +80,8 @@ impl Disk {
     pub fn in_dir(dir: &Path) -> Self {
         let switches = dir.join("disk-faults");
         fs::create_dir(&switches).expect("own directory");
+        // The programs may be another user's, and answer there.
+        fs::set_permissions(&switches, fs::Permissions::from_mode(0o777)).expect("own directory");
         Self { library: faulty_disk(dir.join("faulty_disk.so")), switches }
     }
 
@@ -98,9 +101,20 @@ impl Disk {
         fs::write(self.switches.join("unflushed"), which).expect("own directory");
     }
 
+    /// Flushes of files whose path holds this do not return any more.
+    pub fn hang(&self, which: &str) {
+        fs::write(self.switches.join("hung"), which).expect("own directory");
+    }
+
+    /// Waits until a flush hangs.
+    pub async fn until_hanging(&self) {
+        let told = self.switches.join("hanging");
+        wait::until("a flush hangs", async || if told.exists() { Ok(()) } else { Err("none does") }).await;
+    }
+
     /// All is well again.
     pub fn heal(&self) {
-        for switch in ["full", "unflushed"] {
+        for switch in ["full", "unflushed", "hung", "hanging"] {
             drop(fs::remove_file(self.switches.join(switch)));
         }
     }

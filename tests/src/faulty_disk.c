@@ -1,5 +1,6 @@
 /* A disk that fails: writes find no space while DISK_FAULTS/full exists, flushes fail while
-   DISK_FAULTS/unflushed does, for the files whose path holds what the switch's file says. */
+   DISK_FAULTS/unflushed does, and do not return while DISK_FAULTS/hung does, for the files whose path holds what
+   the switch's file says. DISK_FAULTS/hanging appears once a flush hangs. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -39,6 +40,15 @@ static int is_faulty(int fd, const char *which) {
     }
     errno = saved;
     return faulty;
+}
+
+static void hang(int fd) {
+    char path[4096];
+    if (!is_faulty(fd, "hung")) return;
+    snprintf(path, sizeof path, "%s/hanging", getenv("DISK_FAULTS"));
+    int told = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    if (told >= 0) close(told);
+    while (is_faulty(fd, "hung")) usleep(5000);
 }
 
 #define FULL(fd) if (is_faulty(fd, "full")) { errno = ENOSPC; return -1; }
@@ -81,11 +91,13 @@ int posix_fallocate(int fd, off_t at, off_t bytes) {
 }
 int fsync(int fd) {
     REAL(int, "fsync", int);
+    hang(fd);
     UNFLUSHED(fd)
     return real(fd);
 }
 int fdatasync(int fd) {
     REAL(int, "fdatasync", int);
+    hang(fd);
     UNFLUSHED(fd)
     return real(fd);
 }

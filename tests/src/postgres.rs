@@ -149,6 +149,13 @@ impl Server {
         self.launch();
     }
 
+    /// Waits until it has ended by itself.
+    pub async fn until_down(&self) {
+        let running = self.data().join("postmaster.pid");
+        wait::until("the server has ended", async || if running.exists() { Err("it runs") } else { Ok(()) })
+            .await;
+    }
+
     /// Stops it in order, with its clients connected.
     pub fn stop(&self) {
         self.run("pg_ctl", &["stop", "--silent", "--wait", "--mode=fast"]);

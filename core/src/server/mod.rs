@@ -262,12 +262,11 @@ struct Listener {
 impl Listener {
     /// Until every session was handed over, which begins with `hand_over`.
     async fn serve(&self, hand_over: &CancellationToken) -> Result<(), Error> {
+        let over = hand_over.child_token();
         let mut connections = JoinSet::new();
-        let outcome = self.accept(&mut connections, hand_over).await;
-        if outcome.is_err() {
-            // Nothing can be answered any more.
-            connections.abort_all();
-        }
+        let outcome = self.accept(&mut connections, &over).await;
+        // A store that has failed refuses whatever waits for it, and says why: its callers hear that before the end.
+        over.cancel();
         self.drain(connections).await;
         self.endpoint.close(0u32.into(), b"core has shut down");
         // An error: somebody does not acknowledge the farewell; it will notice by its time-out.

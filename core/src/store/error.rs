@@ -1,6 +1,7 @@
 //! Why the store did not do what was asked. Every refusal is without effect (invariant 9).
 
 use dormouse_proto::code::{Code, Coded};
+use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
 use crate::domain::{
     access::TokenName,
@@ -403,6 +404,13 @@ pub(super) fn is_flush_failed(error: &sqlx::Error) -> bool {
     database_code(error).is_some_and(|code| code == "1034" || code == "1290")
 }
 
+/// Whether PostgreSQL ends with this, as it does when its log was not flushed. Whether the log has what was to be
+/// flushed is known once it has recovered.
+fn is_panic(error: &dyn sqlx::error::DatabaseError) -> bool {
+    let error = error.try_downcast_ref::<PgDatabaseError>();
+    error.is_some_and(|error| matches!(error.severity(), PgSeverity::Panic))
+}
+
 /// Whether the connection is of no more use.
 pub(super) fn is_connection_lost(error: &sqlx::Error) -> bool {
     match error {
@@ -412,6 +420,7 @@ pub(super) fn is_connection_lost(error: &sqlx::Error) -> bool {
         | sqlx::Error::PoolClosed
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::WorkerCrashed => true,
+        sqlx::Error::Database(error) if is_panic(error.as_ref()) => true,
         // PostgreSQL: classes 08 (connection) and 57 (the server shuts down or starts), too many
         // connections, and a server that only reads: the next connection may reach its successor. SQLite: input/output errors in all their kinds: after a failed flush
         // the connection is not used again.

@@ -16,6 +16,7 @@ macro_rules! on_both {
 }
 
 mod backup;
+mod batch_flushes;
 mod batch_kills;
 mod batch_trace;
 mod command;
