@@ -30,6 +30,21 @@ pub struct Process {
     pub pid: Pid,
 }
 
+/// A living process in a data directory, and the folder that is its own there.
+struct Found {
+    home: usize,
+    name: String,
+    pid: Pid,
+}
+
+impl Found {
+    fn of_attempt(self) -> Option<Process> {
+        let (instance, attempt) = self.name.rsplit_once('.')?;
+        let attempt = attempt.parse().ok()?;
+        Some(Process { home: self.home, instance: instance.to_owned(), attempt, pid: self.pid })
+    }
+}
+
 /// Asks one environment, and looks at the processes of all.
 #[derive(Clone, Debug)]
 pub struct Controller {
@@ -153,31 +168,52 @@ impl Controller {
         of_it.map(|process| (process.attempt, process.pid)).collect()
     }
 
-    /// Every living process of an instance. Found by the temporary directory that the launcher gave
-    /// it, not by anything that the services remember.
+    /// Every living process of an instance. Found by the directory that the launcher gave it, not by anything that
+    /// the services remember.
     pub fn processes(&self) -> Vec<Process> {
-        let all = process::with_variable("TMPDIR").into_iter();
-        all.filter_map(|(folder, pid)| self.process(Path::new(&folder), pid)).collect()
+        self.found("attempts").into_iter().filter_map(Found::of_attempt).collect()
     }
 
-    /// The process that was given this temporary directory.
-    fn process(&self, folder: &Path, pid: Pid) -> Option<Process> {
-        let below = |home: &PathBuf| folder.strip_prefix(home.join("attempts")).ok();
-        let (home, below) = self.homes.iter().enumerate().find_map(|(n, home)| Some((n, below(home)?)))?;
-        let (instance, attempt) = below.to_str()?.split('/').next()?.rsplit_once('.')?;
-        Some(Process { home, instance: instance.to_owned(), attempt: attempt.parse().ok()?, pid })
+    /// Every living process that waits for an instance.
+    pub fn spares(&self) -> Vec<Pid> {
+        self.found("spares").into_iter().map(|found| found.pid).collect()
     }
 
-    /// kill -9 of every process of an instance; a launch may be on its way meanwhile.
+    /// Waits until so many processes wait for an instance; answers them.
+    pub async fn until_spares(&self, count: usize) -> Vec<Pid> {
+        wait::until(&format!("{count} processes stand by"), async || {
+            let spares = self.spares();
+            if spares.len() == count { Ok(spares) } else { Err(format!("{spares:?}")) }
+        })
+        .await
+    }
+
+    /// The living processes in a folder of the data directories. Where a process works has the name of whom it
+    /// belongs to now; one that works elsewhere has a temporary directory from its launch.
+    fn found(&self, folder: &str) -> Vec<Found> {
+        let mut all = Vec::new();
+        for (temporary, pid) in process::with_variable("TMPDIR") {
+            let works_in =
+                pid.directory().filter(|path| self.homes.iter().any(|home| path.starts_with(home)));
+            let path = works_in.unwrap_or_else(|| temporary.into());
+            let below = |home: &PathBuf| path.strip_prefix(home.join(folder)).ok();
+            let found = self.homes.iter().enumerate().find_map(|(home, at)| Some((home, below(at)?)));
+            let name = found.and_then(|(home, below)| Some((home, below.to_str()?.split('/').next()?)));
+            all.extend(name.map(|(home, name)| Found { home, name: name.to_owned(), pid }));
+        }
+        all
+    }
+
+    /// kill -9 of every process of an instance and of every one that waits for one; a launch may be on its way
+    /// meanwhile.
     pub(crate) fn kill_processes(&self) {
-        wait::until_blocking("no process of an instance is left", || match &self.processes()[..] {
-            [] => Ok(()),
-            some => {
-                for process in some {
-                    fault::kill_9(process.pid);
-                }
-                Err(format!("there are {some:?}"))
+        wait::until_blocking("no process of an instance is left", || {
+            let mut all = self.spares();
+            all.extend(self.processes().into_iter().map(|process| process.pid));
+            for pid in &all {
+                fault::kill_9(*pid);
             }
+            if all.is_empty() { Ok(()) } else { Err(format!("there are {all:?}")) }
         });
     }
 

@@ -6,7 +6,8 @@
 //!
 //! It never looks into a service: what a test knows it knows from the management protocol, from
 //! the kernel, or from files that a workflow wrote. [`workload`] has work to disturb, [`probe`] and [`raw`] an instance
-//! for which the test itself speaks; [`load`] fills a database as if many had lived in it for long.
+//! for which the test itself speaks, [`writers`] many that write at once; [`trace`] sees a service's system calls;
+//! [`load`] fills a database as if many had lived in it for long.
 
 #![expect(
     clippy::disallowed_methods,

@@ -37,6 +37,11 @@ impl Pid {
             .is_some_and(|(state, started)| started == self.started && state != 'Z' && state != 'X')
     }
 
+    /// Where it works, under the name that the directory has now.
+    pub fn directory(self) -> Option<PathBuf> {
+        fs::read_link(format!("/proc/{}/cwd", self.number)).ok()
+    }
+
     /// Its children.
     pub fn children(self) -> Vec<Self> {
         let all = numbers();

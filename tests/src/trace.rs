@@ -126,7 +126,7 @@ impl Trace {
             let (Some(thread), Some(rest)) = (words.next(), words.next()) else { continue };
             let Some((time, told)) = rest.trim_start().split_once(' ') else { continue };
             let Ok(at) = time.parse::<f64>() else { continue };
-            let whole = if let Some(begun) = told.strip_suffix(" <unfinished ...>") {
+            let (began, from, told) = if let Some(begun) = told.strip_suffix(" <unfinished ...>") {
                 unfinished.insert(thread, (line, at, begun.to_owned()));
                 continue;
             } else if let Some(resumed) = told.strip_prefix("<... ") {
@@ -136,7 +136,6 @@ impl Trace {
             } else {
                 (line, at, told.to_owned())
             };
-            let (began, from, told) = whole;
             // Signals and ends of threads have no parenthesis.
             if let Some((name, text)) = told.split_once('(') {
                 let (text, took) = text.rsplit_once(" <").unwrap_or((text, ""));

@@ -1,16 +1,85 @@
 //! kill -9 of the services, of the database server, of everything at once, and after each line of
-//! the launcher: the examples end right, and a process that lives on is adopted, not repeated.
+//! the launcher: the examples end right, and a process that lives on is adopted, not repeated. So with images whose
+//! processes are launched for each attempt, with spares, and with processes that serve one instance after the other.
 
 use std::future::pending;
 
-use dormouse_management_sdk::Status;
+use dormouse_management_sdk::{ImageOptions, ImageRef, Status};
 use dormouse_tests::{
     cluster::{Cluster, Database, Layout, Part},
-    fault, postgres, wait,
+    fault, postgres,
+    process::Pid,
+    wait,
     workload::{Amount, Example, Run},
 };
 
-on_both! {
+/// Which processes of an image are kept, where those of others are launched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kept {
+    Nothing,
+    /// Processes that wait for their first instance.
+    Spares,
+    /// The one whose instance has ended, for the next.
+    Reuse,
+}
+
+const SPARES: u32 = 2;
+
+impl Kept {
+    /// Pushes the example, and waits until the process is there that its next instance will get, if one is kept.
+    async fn push(self, cluster: &Cluster, example: Example) -> Vec<Pid> {
+        cluster.push(example.program()).await;
+        let image: ImageRef = example.program().parse().expect("a name");
+        let (spares, reuse) = match self {
+            Self::Nothing => return Vec::new(),
+            Self::Spares => (SPARES, 1),
+            Self::Reuse => (0, 1000),
+        };
+        let options = ImageOptions { spares: Some(spares), reuse: Some(reuse) };
+        cluster.client().set_image(&image, options).await.expect("the SDK can");
+        let before = cluster.spares().len();
+        let first = Amount { files: 5, below: 100, block: 10, ..Amount::default() };
+        match (self, example) {
+            // An order suspends, and then its process leaves.
+            (Self::Nothing, _) | (Self::Reuse, Example::Order) => Vec::new(),
+            (Self::Spares, _) => cluster.until_spares(before + SPARES as usize).await,
+            (Self::Reuse, _) => {
+                let id = format!("before-{}", example.program());
+                Run::start(cluster, example, &id, &first, &[]).await;
+                cluster.until_ended(&id, Status::Completed).await;
+                cluster.until_spares(before + 1).await
+            }
+        }
+    }
+
+    /// So many of these passes: where a process comes from makes no difference to most of them.
+    fn of(self, passes: &[u32]) -> &[u32] {
+        match self {
+            Self::Nothing => passes,
+            Self::Spares | Self::Reuse => &passes[1..2],
+        }
+    }
+}
+
+/// Each case with an image of which nothing is kept, with one that has spares, and with one whose processes are
+/// used again.
+macro_rules! whatever_is_kept {
+    ($($case:ident),+ $(,)?) => {
+        whatever_is_kept!(on_sqlite, Nothing, Sqlite: $($case),+);
+        whatever_is_kept!(on_postgres, Nothing, Postgres: $($case),+);
+        whatever_is_kept!(with_spares_on_sqlite, Spares, Sqlite: $($case),+);
+        whatever_is_kept!(with_reuse_on_postgres, Reuse, Postgres: $($case),+);
+    };
+    ($module:ident, $kept:ident, $database:ident: $($case:ident),+) => {
+        mod $module {
+            $(#[tokio::test] async fn $case() {
+                super::$case(super::Kept::$kept, dormouse_tests::cluster::Database::$database).await;
+            })+
+        }
+    };
+}
+
+whatever_is_kept! {
     a_killed_core_costs_no_attempt,
     a_killed_environment_finds_its_processes_again,
     a_process_that_ended_meanwhile_is_settled,
@@ -37,16 +106,18 @@ async fn until_steps(run: &Run, count: usize) {
     .await;
 }
 
-async fn start_audit(cluster: &Cluster, amount: &Amount) -> Run {
-    cluster.push(Example::Fixity.program()).await;
+async fn start_audit(kept: Kept, cluster: &Cluster, amount: &Amount) -> Run {
+    let ready = kept.push(cluster, Example::Fixity).await;
     let run = Run::start(cluster, Example::Fixity, "audit", amount, &[]).await;
     until_steps(&run, 20).await;
+    let process = cluster.until_process(&run.id).await;
+    assert_eq!(kept != Kept::Nothing, ready.contains(&process), "{kept:?}: {process:?} of {ready:?}");
     run
 }
 
-async fn a_killed_core_costs_no_attempt(database: Database) {
+async fn a_killed_core_costs_no_attempt(kept: Kept, database: Database) {
     let mut cluster = Cluster::up_as(Layout::Apart, database).await;
-    let run = start_audit(&cluster, &long_audit()).await;
+    let run = start_audit(kept, &cluster, &long_audit()).await;
     let process = cluster.until_process(&run.id).await;
     for _ in 0..3 {
         cluster.kill(Part::Core);
@@ -58,9 +129,9 @@ async fn a_killed_core_costs_no_attempt(database: Database) {
     assert_eq!(cluster.attempts(&run.id).await, 1, "a lost connection ended an attempt");
 }
 
-async fn a_killed_environment_finds_its_processes_again(database: Database) {
+async fn a_killed_environment_finds_its_processes_again(kept: Kept, database: Database) {
     let mut cluster = Cluster::up_as(Layout::Apart, database).await;
-    let run = start_audit(&cluster, &long_audit()).await;
+    let run = start_audit(kept, &cluster, &long_audit()).await;
     let process = cluster.until_process(&run.id).await;
     for _ in 0..3 {
         cluster.kill(Part::Environment);
@@ -73,9 +144,9 @@ async fn a_killed_environment_finds_its_processes_again(database: Database) {
     assert_eq!(cluster.attempts(&run.id).await, 1);
 }
 
-async fn a_process_that_ended_meanwhile_is_settled(database: Database) {
+async fn a_process_that_ended_meanwhile_is_settled(kept: Kept, database: Database) {
     let mut cluster = Cluster::up_as(Layout::Apart, database).await;
-    let run = start_audit(&cluster, &Amount { files: 80, pace_ms: 20, ..Amount::default() }).await;
+    let run = start_audit(kept, &cluster, &Amount { files: 80, pace_ms: 20, ..Amount::default() }).await;
     cluster.kill(Part::Environment);
     cluster.until_no_process(&run.id).await;
     cluster.start_services().await;
@@ -83,9 +154,9 @@ async fn a_process_that_ended_meanwhile_is_settled(database: Database) {
     assert_eq!(cluster.attempts(&run.id).await, 1);
 }
 
-async fn a_process_that_was_killed_meanwhile_is_launched_again(database: Database) {
+async fn a_process_that_was_killed_meanwhile_is_launched_again(kept: Kept, database: Database) {
     let mut cluster = Cluster::up_as(Layout::Apart, database).await;
-    let run = start_audit(&cluster, &long_audit()).await;
+    let run = start_audit(kept, &cluster, &long_audit()).await;
     let process = cluster.until_process(&run.id).await;
     cluster.kill(Part::Environment);
     fault::kill_9(process);
@@ -97,9 +168,9 @@ async fn a_process_that_was_killed_meanwhile_is_launched_again(database: Databas
 }
 
 /// `dormouse up` is one process: both go, the workflow's process stays.
-async fn both_services_killed_at_once(database: Database) {
+async fn both_services_killed_at_once(kept: Kept, database: Database) {
     let mut cluster = Cluster::up(database).await;
-    let run = start_audit(&cluster, &long_audit()).await;
+    let run = start_audit(kept, &cluster, &long_audit()).await;
     let process = cluster.until_process(&run.id).await;
     for _ in 0..3 {
         cluster.kill(Part::Both);
@@ -111,10 +182,10 @@ async fn both_services_killed_at_once(database: Database) {
     assert_eq!(cluster.attempts(&run.id).await, 1);
 }
 
-async fn everything_killed_at_once(database: Database) {
+async fn everything_killed_at_once(kept: Kept, database: Database) {
     let mut cluster = Cluster::up(database).await;
     for example in Example::ALL {
-        cluster.push(example.program()).await;
+        kept.push(&cluster, example).await;
     }
     let amount = Amount { files: 300, pace_ms: 40, below: 1_500_000, ..Amount::default() };
     let mut runs = Vec::new();
@@ -142,33 +213,48 @@ const LAUNCH_POINTS: [&str; 5] = [
     "launch.recorded",
     "launch.document_written",
 ];
+/// The same for a process that is launched to be kept, up to the moment when it has its instance.
+const KEPT_POINTS: [&str; 6] = [
+    "scheduler.claimed",
+    "spare.spawned",
+    "spare.recorded",
+    "spare.named",
+    "spare.moved",
+    "spare.document_sent",
+];
 /// From the end of a process to the moment when nothing is left to do about it.
 const EXIT_POINTS: [&str; 3] = ["supervisor.exit_seen", "supervisor.exit_told", "supervisor.put_away"];
 /// The start of an environment, while processes of its last life run.
 const START_POINTS: [&str; 3] = ["environment.leased", "environment.adopted", "environment.settled"];
 
-async fn killed_after_each_line_of_the_launcher(database: Database) {
-    killed_at_each(database, &LAUNCH_POINTS, &[1]).await;
+async fn killed_after_each_line_of_the_launcher(kept: Kept, database: Database) {
+    let points = match kept {
+        Kept::Nothing => &LAUNCH_POINTS[..],
+        // Whether the first attempt finds a spare is chance; how one is handed over is a test of its own.
+        Kept::Spares => &KEPT_POINTS[..3],
+        Kept::Reuse => &KEPT_POINTS[..],
+    };
+    killed_at_each(kept, database, points, &[1]).await;
 }
 
-async fn killed_while_an_exit_is_told(database: Database) {
-    killed_at_each(database, &EXIT_POINTS, &[1]).await;
+async fn killed_while_an_exit_is_told(kept: Kept, database: Database) {
+    killed_at_each(kept, database, &EXIT_POINTS, &[1]).await;
 }
 
 /// What is stored and not yet answered is asked for again.
-async fn killed_before_an_answer(database: Database) {
-    killed_at_each(database, &["core.registered"], &[1]).await;
-    killed_at_each(database, &["core.before_reply"], &[1, 2, 4]).await;
+async fn killed_before_an_answer(kept: Kept, database: Database) {
+    killed_at_each(kept, database, &["core.registered"], &[1]).await;
+    killed_at_each(kept, database, &["core.before_reply"], kept.of(&[1, 2, 4])).await;
 }
 
 /// Before: nothing is stored. After: everything is, and nobody was told.
-async fn killed_around_each_commit(database: Database) {
-    killed_at_each(database, &["store.before_commit", "store.committed"], &[1, 2, 3, 5, 8]).await;
+async fn killed_around_each_commit(kept: Kept, database: Database) {
+    killed_at_each(kept, database, &["store.before_commit", "store.committed"], kept.of(&[1, 2, 3, 5, 8])).await;
 }
 
-async fn killed_at_each(database: Database, points: &[&str], passes: &[u32]) {
+async fn killed_at_each(kept: Kept, database: Database, points: &[&str], passes: &[u32]) {
     let mut cluster = Cluster::up(database).await;
-    cluster.push(Example::Order.program()).await;
+    kept.push(&cluster, Example::Order).await;
     for (number, point) in points.iter().enumerate() {
         for pass in passes {
             let id = format!("order-{number}-{pass}");
@@ -191,9 +277,9 @@ async fn killed_at_each(database: Database, points: &[&str], passes: &[u32]) {
     }
 }
 
-async fn killed_while_it_starts(database: Database) {
+async fn killed_while_it_starts(kept: Kept, database: Database) {
     let mut cluster = Cluster::up(database).await;
-    let run = start_audit(&cluster, &long_audit()).await;
+    let run = start_audit(kept, &cluster, &long_audit()).await;
     let process = cluster.until_process(&run.id).await;
     for point in START_POINTS {
         cluster.kill(Part::Both);
@@ -217,7 +303,7 @@ async fn killed_while_it_starts(database: Database) {
 async fn postgresql_killed_and_started_again() {
     let server = postgres::Server::start();
     let mut cluster = Cluster::up_on(Layout::Together, &server).await;
-    let run = start_audit(&cluster, &long_audit()).await;
+    let run = start_audit(Kept::Nothing, &cluster, &long_audit()).await;
     let process = cluster.until_process(&run.id).await;
     for _ in 0..3 {
         server.kill();
