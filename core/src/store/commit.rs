@@ -33,6 +33,7 @@ use super::{
     open::Connector,
     queue::{BatchLimits, Queue, Room},
     sql::{Conn, Tx},
+    sqlite::not_copied,
 };
 use crate::domain::id::{InstanceId, InstanceKey, Tenant};
 use crate::{
@@ -328,6 +329,7 @@ impl Writer {
             fault::batch("store.taken", batch.len());
             tracing::trace!(requests = batch.len(), "a batch is taken");
             self.serve(&mut batch).await;
+            self.finish_log().await;
             if self.broken.is_cancelled() {
                 // Dropping the queue tells whoever waits in it.
                 return;
@@ -335,6 +337,14 @@ impl Writer {
         }
         if let Some(conn) = self.link.conn.take() {
             conn.close().await;
+        }
+    }
+
+    /// Nobody waits for this: the batch is answered.
+    async fn finish_log(&mut self) {
+        let Link { connector, conn: Some(conn), .. } = &mut self.link else { return };
+        if let Err(error) = connector.finish_log(conn).await {
+            not_copied(&error, &self.broken);
         }
     }
 

@@ -80,6 +80,14 @@ impl Connector {
         }
     }
 
+    /// Between two transactions of a writer: what it has to do for the log.
+    pub(super) async fn finish_log(&self, conn: &mut Conn) -> Result<()> {
+        match self {
+            Self::Sqlite(file) => file.finish_log(conn).await,
+            Self::Postgres(_) => Ok(()),
+        }
+    }
+
     /// The first connection, with an error that says what to do.
     pub(super) async fn open(&self, read_only: bool) -> Result<Conn> {
         self.connect(read_only).await.map_err(|source| Error::Open {

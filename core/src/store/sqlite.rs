@@ -2,7 +2,9 @@
 //!
 //! WAL with `synchronous=FULL`: a commit is flushed before it is answered (invariant 1). One
 //! writer; readers beside it on read-only connections. The log is copied back by a task of
-//! its own, beside the writer, so that no commit pays for it.
+//! its own, beside the writer, so that no commit pays for it; the little that is written meanwhile
+//! the writer copies itself, between two batches. Then nothing is missing and the log begins anew: one
+//! that only grows costs each commit new blocks of the disk and the file's new length.
 
 use std::{
     fs::File,
@@ -11,7 +13,7 @@ use std::{
         unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     },
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::{Duration, SystemTime},
 };
 
@@ -34,7 +36,11 @@ use super::{
 /// How long a connection waits for another process's write.
 const BUSY: Duration = Duration::from_secs(10);
 /// Pages in the log, as estimated, after which it is copied back.
-const LOG_PAGES: u64 = 1_000;
+const LOG_PAGES: u64 = 4_000;
+/// So many pages at most are left to the writer, if [`COPIES`] are enough for that: some milliseconds.
+const LOG_PAGES_LEFT: i64 = 250;
+/// Copies beside the writer, each of what was written during the one before.
+const COPIES: usize = 4;
 /// Pages in the log above which the writer is made to wait until it begins anew: it must not
 /// grow without bound under a load that never pauses.
 const LOG_PAGES_MAX: i64 = 32_000;
@@ -49,7 +55,14 @@ pub(super) struct SqliteFile {
     path: PathBuf,
     pages: AtomicU64,
     log_is_long: Notify,
+    /// What is missing of the log is little, and for the writer to copy.
+    log_is_nearly_copied: AtomicBool,
 }
+
+/// Takes what no reader needs, waits for nobody.
+const COPY: Stmt = stmt!("PRAGMA wal_checkpoint(PASSIVE)");
+/// Waits for the readers, and keeps the writer waiting.
+const BEGIN_ANEW: Stmt = stmt!("PRAGMA wal_checkpoint(RESTART)");
 
 impl SqliteFile {
     /// Makes the file, readable by its owner only, if it does not exist.
@@ -60,7 +73,12 @@ impl SqliteFile {
             problem: "check that its directory exists and is writable".to_owned(),
             source: Some(sqlx::Error::Io(error)),
         })?;
-        Ok(Self { path: path.to_owned(), pages: AtomicU64::new(0), log_is_long: Notify::new() })
+        Ok(Self {
+            path: path.to_owned(),
+            pages: AtomicU64::new(0),
+            log_is_long: Notify::new(),
+            log_is_nearly_copied: AtomicBool::new(false),
+        })
     }
 
     pub(super) fn name(&self) -> String {
@@ -106,33 +124,48 @@ impl SqliteFile {
         broken: CancellationToken,
         closing: CancellationToken,
     ) {
-        // Beside the writer: takes what no reader needs, waits for nobody.
-        const COPY: Stmt = stmt!("PRAGMA wal_checkpoint(PASSIVE)");
-        const BEGIN_ANEW: Stmt = stmt!("PRAGMA wal_checkpoint(RESTART)");
         loop {
             tokio::select! {
                 biased;
                 () = closing.cancelled() => break,
                 () = self.log_is_long.notified() => {}
             }
-            let copied = async {
-                let row = conn.fetch(&COPY, args![]).await?.pop();
-                let pages = row.map_or(Ok(0), |row| row.int("log"))?;
-                if pages > LOG_PAGES_MAX {
-                    conn.fetch(&BEGIN_ANEW, args![]).await?;
-                }
-                Ok::<(), Error>(())
-            };
-            if let Err(error) = copied.await {
-                if matches!(error, Error::FlushFailed(_)) {
-                    tracing::error!(%error, "the disk did not flush the database; the store ends");
-                    return broken.cancel();
-                }
-                // Nothing is lost: the log still holds it, the next round tries again.
-                tracing::warn!(%error, cause = ?std::error::Error::source(&error), "copying the log back failed");
+            if let Err(error) = self.copy_beside(&mut conn).await {
+                not_copied(&error, &broken);
+            }
+            if broken.is_cancelled() {
+                return;
             }
         }
         conn.close().await;
+    }
+
+    /// Copies beside the writer until little is missing.
+    async fn copy_beside(&self, conn: &mut Conn) -> Result<()> {
+        let mut before = 0;
+        for _ in 0..COPIES {
+            let row = conn.fetch(&COPY, args![]).await?.pop();
+            let pages = row.map_or(Ok(0), |row| row.int("log"))?;
+            if pages > LOG_PAGES_MAX {
+                conn.fetch(&BEGIN_ANEW, args![]).await?;
+                return Ok(());
+            }
+            if pages.saturating_sub(before) <= LOG_PAGES_LEFT {
+                break;
+            }
+            before = pages;
+        }
+        self.log_is_nearly_copied.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Copies, on the writer's connection between two transactions, what is missing; the next one then begins the log
+    /// anew, unless a reader is in the middle of it.
+    pub(super) async fn finish_log(&self, conn: &mut Conn) -> Result<()> {
+        if self.log_is_nearly_copied.swap(false, Ordering::Relaxed) {
+            conn.fetch(&COPY, args![]).await?;
+        }
+        Ok(())
     }
 
     /// Takes the lock under which the schema is changed; released when it is dropped.
@@ -150,6 +183,16 @@ impl SqliteFile {
             source: Some(sqlx::Error::Io(error)),
         })
     }
+}
+
+/// The log was not copied back. If the disk has not flushed, the store is over.
+pub(super) fn not_copied(error: &Error, broken: &CancellationToken) {
+    if matches!(error, Error::FlushFailed(_)) {
+        tracing::error!(%error, "the disk did not flush the database; the store ends");
+        return broken.cancel();
+    }
+    // Nothing is lost: the log still holds it, the next round tries again.
+    tracing::warn!(%error, cause = ?std::error::Error::source(error), "copying the log back failed");
 }
 
 /// Tells other processes on the same file, and hears them, by datagrams between sockets in a

@@ -8,6 +8,7 @@
 //! - `random`: one printed seed drives SQLite, PostgreSQL and the domain over a map; all answer
 //!   alike.
 //! - `faults`: answers that get lost, and the lock that fences.
+//! - `log`: what SQLite keeps of what was written.
 //! - `plans`: how the databases carry out each statement once tables are large.
 //! - `db`: the databases, with a clock that the test sets.
 //!
@@ -21,6 +22,7 @@ mod faults;
 #[path = "../../../tests/src/load.rs"]
 #[expect(unreachable_pub, clippy::disallowed_methods, reason = "elsewhere it is a library's, of tests")]
 mod load;
+mod log;
 mod one_batch;
 mod plans;
 mod postgres;
