@@ -29,23 +29,29 @@ use crate::timings;
 
 /// The fence and the insert in one. The guard waits for the row's lock and is judged again
 /// after it, so it is no snapshot; the clock is read behind it.
-const SAVE: Stmt = stmt!(
-    "WITH guard AS (
-         SELECT key FROM instance
-          WHERE key = $1 AND tenant = $2 AND state = 'RUNNING' AND attempt = $3 AND session = $4
-         {for_share}),
-     held AS (SELECT key, COALESCE($5, {clock}) AS now FROM guard),
-     next AS (SELECT held.key AS instance, held.now AS now,
-                     COALESCE((SELECT MAX(number) FROM checkpoint WHERE instance = $1), 0) + 1 AS number
-                FROM held)
-     INSERT INTO checkpoint (instance, number, name, op_key, slot, kind, attempt, due_at, data, encoding,
-                             type_name, note, stored_at)
-     SELECT next.instance, next.number, $6, $7, $8, $9, $3, COALESCE($10, next.now + $11), $12, $13, $14,
-            $15, next.now
-       FROM next WHERE next.number <= $16
-         ON CONFLICT (instance, name, op_key, slot) DO NOTHING
-     RETURNING due_at, stored_at"
-);
+macro_rules! save {
+    () => {
+        "WITH guard AS (
+             SELECT key FROM instance
+              WHERE key = $1 AND tenant = $2 AND state = 'RUNNING' AND attempt = $3 AND session = $4
+             {for_share}),
+         held AS (SELECT key, COALESCE($5, {clock}) AS now FROM guard),
+         next AS (SELECT held.key AS instance, held.now AS now,
+                         COALESCE((SELECT MAX(number) FROM checkpoint WHERE instance = $1), 0) + 1 AS number
+                    FROM held)
+         INSERT INTO checkpoint (instance, number, name, op_key, slot, kind, attempt, due_at, data, encoding,
+                                 type_name, note, stored_at)
+         SELECT next.instance, next.number, $6, $7, $8, $9, $3, COALESCE($10, next.now + $11), $12, $13, $14,
+                $15, next.now
+           FROM next WHERE next.number <= $16
+             ON CONFLICT (instance, name, op_key, slot) DO NOTHING"
+    };
+}
+/// The time is an argument: how many rows it wrote is all that there is to say, and no row wakes the writer
+/// before the commit.
+const SAVE: Stmt = stmt!(save!());
+/// The time is the database's.
+const SAVE_BY_ITS_CLOCK: Stmt = stmt!(concat!(save!(), " RETURNING due_at, stored_at"));
 
 macro_rules! columns {
     () => {
@@ -238,12 +244,13 @@ impl Save {
         payload: Option<&Payload>,
     ) -> Result<Option<(Saved, Micros)>> {
         let c = self.columns_with(payload);
+        let given = tx.given_now();
         let args = args![
             c.instance,
             c.tenant,
             c.by.attempt,
             c.by.session,
-            tx.given_now(),
+            given,
             c.name,
             c.op_key,
             c.slot,
@@ -256,18 +263,25 @@ impl Save {
             &c.note,
             self.max,
         ];
-        let row = tx.write_if(&SAVE, args).await?;
-        row.map(|row| self.stored_with(&row, payload)).transpose()
+        let times = match given {
+            Some(now) if tx.execute_if(&SAVE, args).await? => Some((now, c.due(now))),
+            Some(_) => None,
+            None => tx.write_if(&SAVE_BY_ITS_CLOCK, args).await?.as_ref().map(times).transpose()?,
+        };
+        Ok(times.map(|times| self.stored_with(times, payload)))
     }
 
     /// The answer to a save whose row was stored.
     pub(super) fn stored(&self, row: &Row) -> Result<(Saved, Micros)> {
-        self.stored_with(row, self.payload())
+        Ok(self.stored_with(times(row)?, self.payload()))
     }
 
-    fn stored_with(&self, row: &Row, payload: Option<&Payload>) -> Result<(Saved, Micros)> {
-        let stored_at = row.at("stored_at")?;
-        let value = match (payload, row.opt_at("due_at")?) {
+    fn stored_with(
+        &self,
+        (stored_at, due_at): (Micros, Option<Micros>),
+        payload: Option<&Payload>,
+    ) -> (Saved, Micros) {
+        let value = match (payload, due_at) {
             (Some(payload), _) => Value::Payload(payload.clone()),
             (None, Some(due_at)) => Value::Due(due_at),
             (None, None) => Value::Cancelled,
@@ -281,7 +295,7 @@ impl Save {
             stored_at,
             note: storable(note).into_owned(),
         };
-        Ok((Saved::Stored(stored), stored_at))
+        (Saved::Stored(stored), stored_at)
     }
 
     /// Inserts under a lock that this transaction holds, where nothing is stored yet.
@@ -332,6 +346,19 @@ impl Save {
         }
         Ok(saved)
     }
+}
+
+impl Columns<'_> {
+    /// When it is due, if it is stored `now`; as the statements say it.
+    fn due(&self, now: Micros) -> Option<Micros> {
+        let due_at = self.due_at.or_else(|| Some(now.0.saturating_add(self.due_in?)));
+        due_at.map(Micros)
+    }
+}
+
+/// When it was stored, and when it is due.
+fn times(row: &Row) -> Result<(Micros, Option<Micros>)> {
+    Ok((row.at("stored_at")?, row.opt_at("due_at")?))
 }
 
 async fn find(

@@ -622,6 +622,18 @@ impl<'c> Tx<'c> {
         Ok(self.conn.fetch(stmt, args).await?)
     }
 
+    /// Runs a statement that writes one row (`true`), or nothing.
+    pub(super) async fn execute_if(&mut self, stmt: &Stmt, args: &[Arg<'_>]) -> Result<bool> {
+        match self.conn.execute(stmt, args).await? {
+            0 => Ok(false),
+            1 => {
+                self.count_write(args);
+                Ok(true)
+            }
+            rows => Err(Error::Broken { table: table_of(stmt.sqlite).to_owned(), rows }),
+        }
+    }
+
     /// Runs a statement that writes one row and answers it, or writes nothing.
     pub(super) async fn write_if(&mut self, stmt: &Stmt, args: &[Arg<'_>]) -> Result<Option<Row>> {
         let row = self.conn.fetch(stmt, args).await?.pop();

@@ -44,6 +44,9 @@ const COPIES: usize = 4;
 /// Pages in the log above which the writer is made to wait until it begins anew: it must not
 /// grow without bound under a load that never pauses.
 const LOG_PAGES_MAX: i64 = 32_000;
+/// Rows that the driver's thread may be ahead of us: more than a batch answers, so that no commit waits until
+/// its rows are read.
+const ROWS_AHEAD: usize = 1_024;
 /// How the sockets of notices are called.
 const PREFIX: &str = "store-";
 /// Longest notice between two processes.
@@ -100,6 +103,7 @@ impl SqliteFile {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .statement_cache_capacity(256)
+            .row_buffer_size(ROWS_AHEAD)
             // The log is copied back beside the writer, see `run_log`.
             .pragma("wal_autocheckpoint", "0")
             .pragma("query_only", if read_only { "ON" } else { "OFF" })
