@@ -249,7 +249,8 @@ async fn killed_before_an_answer(kept: Kept, database: Database) {
 
 /// Before: nothing is stored. After: everything is, and nobody was told.
 async fn killed_around_each_commit(kept: Kept, database: Database) {
-    killed_at_each(kept, database, &["store.before_commit", "store.committed"], kept.of(&[1, 2, 3, 5, 8])).await;
+    killed_at_each(kept, database, &["store.before_commit", "store.committed"], kept.of(&[1, 2, 3, 5, 8]))
+        .await;
 }
 
 async fn killed_at_each(kept: Kept, database: Database, points: &[&str], passes: &[u32]) {
