@@ -170,10 +170,10 @@ impl Asked {
     }
 
     /// Name and payload of its checkpoint.
-    fn checkpoint(&self) -> Option<(String, Vec<u8>)> {
+    fn checkpoint(&self) -> Option<(String, String)> {
         match self {
-            Self::Save(name) => Some((name.clone(), name.clone().into_bytes())),
-            Self::Take(name, number) => Some((name.clone(), signal(*number).data)),
+            Self::Save(name) => Some((name.clone(), name.clone())),
+            Self::Take(name, number) => Some((name.clone(), text(&signal(*number).data))),
             Self::Event(_) => None,
         }
     }
@@ -204,6 +204,10 @@ impl Asked {
 
 fn now() -> f64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs_f64()
+}
+
+fn text(data: &[u8]) -> String {
+    String::from_utf8_lossy(data).into_owned()
 }
 
 fn signal(number: usize) -> Payload {
@@ -317,7 +321,7 @@ impl Writer {
         let id = &self.probe.id;
         let checkpoints = controller.checkpoints(id).await.into_iter();
         let checkpoints: Vec<_> =
-            checkpoints.map(|c| (c.name, c.payload.expect("a small one").data)).collect();
+            checkpoints.map(|c| (c.name, text(&c.payload.expect("a small one").data))).collect();
         let events = self.events(controller).await;
         let unread = usize::try_from(controller.get(id).await.unread_signals).expect("few");
 
