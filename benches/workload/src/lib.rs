@@ -83,22 +83,23 @@ pub struct Received {
     pub attempt: u32,
 }
 
-/// Of the workflow `resumer`: does steps, waits for a signal, and in its next launch passes them again.
+/// Of the workflow `resumer`: does steps and waits for a signal; in each launch after it passes them again, does a new
+/// one, and waits for the next.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Resumer {
     /// Steps whose results are saved.
     pub steps: u32,
     /// Bytes of each result.
     pub bytes: usize,
+    /// Launches after the first.
+    pub resumes: u32,
 }
 
 /// What `resumer` answers.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Resumed {
-    /// The first line of the workflow's function.
-    pub first_line_at: u64,
-    /// The first line of its first new step.
-    pub new_step_at: u64,
+    /// The first line of the first new step of each launch after the first.
+    pub new_step_at: Vec<u64>,
 }
 
 /// Now, by the clock that the benchmark program and the workflows share.

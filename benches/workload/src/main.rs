@@ -103,24 +103,32 @@ async fn receiver(ctx: Context, input: Receiver) -> Result<Received> {
     Ok(Received { micros, attempt: ctx.attempt() })
 }
 
-/// Does steps in its first launch; in the second it passes them and tells when it came to a new one.
+/// Does steps in its first launch; in each later one it passes them, and notes when it came to a new one.
 async fn resumer(ctx: Context, input: Resumer) -> Result<Resumed> {
-    let first_line_at = now();
     if ctx.attempt() == 1 {
         let steps = stream::iter(0..input.steps).map(|n| step(&ctx, n, input.bytes));
         let mut steps = steps.buffer_unordered(STEPS_AT_ONCE);
         while let Some(done) = steps.next().await {
             done?;
         }
-        ctx.signal::<Ping>(SIGNAL).await?;
-    }
-    for n in 0..input.steps {
-        if step(&ctx, n, input.bytes).await?.len() + 2 != input.bytes {
-            return Err(Failure::new("RESULT", "a saved result has not its length").permanent());
+    } else {
+        for n in 0..input.steps {
+            if step(&ctx, n, input.bytes).await?.len() + 2 != input.bytes {
+                return Err(Failure::new("RESULT", "a saved result has not its length").permanent());
+            }
         }
     }
-    let new_step_at = ctx.step("new", async || Ok::<_, Failure>(now())).await?;
-    Ok(Resumed { first_line_at, new_step_at })
+    let mut new_step_at = Vec::new();
+    for launch in 2..=ctx.attempt() {
+        new_step_at.push(ctx.step("new", async || Ok::<_, Failure>(now())).key(launch).await?);
+    }
+    if ctx.attempt() <= input.resumes {
+        // One for each launch after this one; the last of them is not there yet.
+        for launch in 2..=ctx.attempt() + 1 {
+            ctx.signal::<Ping>(SIGNAL).key(launch).await?;
+        }
+    }
+    Ok(Resumed { new_step_at })
 }
 
 async fn step(ctx: &Context, n: u32, bytes: usize) -> Result<String> {
