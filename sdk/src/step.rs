@@ -102,14 +102,12 @@ pub(crate) struct Tries {
     failed: u32,
     /// When the next try is due.
     due_at: Option<i64>,
-    idempotency_key: String,
 }
 
 impl Tries {
     /// Claims the step's name and finds out how many tries failed already.
     pub(crate) async fn begin(ledger: &Arc<Ledger>, plan: Plan) -> Result<Self> {
         let operation = plan.operation()?;
-        let idempotency_key = idempotency_key(&ledger.facts.instance_id, &operation.name, &operation.key);
         let usage = ledger.claim(operation, plan.place).await?;
         let mut failed = 0;
         let mut due_at = None;
@@ -118,7 +116,13 @@ impl Tries {
             failed += 1;
             due_at = Some(at);
         }
-        Ok(Self { ledger: Arc::clone(ledger), usage, retry: plan.retry, failed, due_at, idempotency_key })
+        Ok(Self { ledger: Arc::clone(ledger), usage, retry: plan.retry, failed, due_at })
+    }
+
+    /// Of this step, in each try. Not made before it is needed: who resumes passes many steps that do not run.
+    fn idempotency_key(&self) -> String {
+        let Operation { name, key } = self.usage.operation();
+        idempotency_key(&self.ledger.facts.instance_id, name, key)
     }
 
     /// Waits for the next try, or finds the result.
@@ -132,7 +136,7 @@ impl Tries {
         match self.ledger.admit(self.usage.operation()).await {
             Ok(Admission::Go(busy)) => {
                 fault::pass(Point::BeforeStep);
-                let idempotency_key = self.idempotency_key.clone();
+                let idempotency_key = self.idempotency_key();
                 Turn::Run(busy, Try { number: self.failed.saturating_add(1), idempotency_key })
             }
             Ok(Admission::Stored(stored)) => Turn::Over(self.read(stored).await),
@@ -184,7 +188,7 @@ impl Tries {
     /// From 0 to 1, another for each instance, step and try: all that jitter needs.
     fn spread(&self, failed: u32) -> f64 {
         let mut hasher = DefaultHasher::new();
-        (&self.idempotency_key, failed).hash(&mut hasher);
+        (self.idempotency_key(), failed).hash(&mut hasher);
         let twelve_bits = u32::try_from(hasher.finish() >> 52).unwrap_or(0);
         f64::from(twelve_bits) / 4095.0
     }

@@ -40,6 +40,8 @@ pub struct Load {
     /// Of which image: name and version, which must be stored. None: one that cannot be launched
     /// is put there, `load:1`.
     pub image: Option<(String, String)>,
+    /// Which of its workflows; it finds steps named `step` with the keys 1, 2, 3 …
+    pub workflow: String,
 }
 
 impl Default for Load {
@@ -56,6 +58,7 @@ impl Default for Load {
             events: 4,
             statistics: true,
             image: None,
+            workflow: "main".to_owned(),
         }
     }
 }
@@ -183,7 +186,7 @@ const ROWS: [&str; 7] = [
                            waits, wake_at, attempt, session, open, paused, cancel, crashes, created_at,
                            started_at, changed_at, ended_at, ended_by, version)
      {own_key}
-     SELECT l.key, '{tenant}', {id}, '{image}', '{version}', {digest}, 'main', 5,
+     SELECT l.key, '{tenant}', {id}, '{image}', '{version}', {digest}, '{workflow}', 5,
             CASE WHEN l.ended THEN 'COMPLETED' ELSE 'SUSPENDED' END,
             CASE WHEN l.ended THEN NULL
                  ELSE '[{\"for\":\"due\",\"name\":\"nap\",\"key\":\"\",\"due_at\":' || l.due_at || '}]' END,
@@ -203,7 +206,7 @@ const ROWS: [&str; 7] = [
      SELECT l.key, e.n, l.at, CASE WHEN e.n = 1 THEN 0 ELSE 1 END,
             CASE e.n WHEN 1 THEN 'started' WHEN 2 THEN 'claimed' WHEN 3 THEN 'registered'
                      ELSE CASE WHEN l.ended THEN 'completed' ELSE 'suspended' END END,
-            CASE e.n WHEN 1 THEN 'main' WHEN 2 THEN 'node load, because of start' ELSE '' END
+            CASE e.n WHEN 1 THEN '{workflow}' WHEN 2 THEN 'node load, because of start' ELSE '' END
        FROM load l CROSS JOIN (SELECT n FROM {events_series}) AS e ORDER BY l.key, e.n",
     "INSERT INTO checkpoint (instance, number, name, op_key, slot, kind, attempt, data, encoding, type_name, note,
                              stored_at)
@@ -259,6 +262,7 @@ fn script(dialect: &Dialect, load: &Load) -> String {
         ("{tenant}", TENANT.to_owned()),
         ("{image}", image),
         ("{version}", version),
+        ("{workflow}", load.workflow.replace('\'', "''")),
         ("{own_digest}", DIGEST.to_owned()),
         ("{digest}", format!("(SELECT digest FROM image_name WHERE {name_of})")),
     ];

@@ -115,7 +115,7 @@ fn cpu(context: &Context, store: Store) -> Measured<'_> {
 }
 
 fn span(context: &Context) -> Duration {
-    Duration::from_secs(context.count(10, 1).into())
+    Duration::from_secs(context.count(6, 1).into())
 }
 
 /// By the clocks of the processes' own CPU time, which count nanoseconds.

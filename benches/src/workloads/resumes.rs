@@ -87,9 +87,13 @@ async fn registrations_to_new_steps(
     resumes: u32,
 ) -> anyhow::Result<Vec<Duration>> {
     let id = services.begin("resumer", &Resumer { steps, bytes: BYTES, resumes }).await?;
-    for _ in 0..resumes {
-        // Whoever is woken is not suspended any more when the signal is acknowledged.
-        services.until_so_many(Status::Suspended, 1).await?;
+    for launch in 1..=resumes {
+        // By itself: who is woken is called suspended until it registers.
+        super::until(&format!("launch {launch} of {id} is suspended"), async || {
+            let instance = services.client().instance(&id).await?;
+            Ok(instance.status == Status::Suspended && instance.attempt == launch && !instance.launching)
+        })
+        .await?;
         let go = Payload::json(&Ping { sent_at: now() })?;
         services.client().signal(&id, SIGNAL, Some(go)).await?;
     }

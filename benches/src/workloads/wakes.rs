@@ -19,6 +19,10 @@ use crate::{
 };
 
 pub(super) const SUSPEND_SOON: [(&str, &str); 1] = [("DORMOUSE_IDLE_BEFORE_SUSPEND", "10ms")];
+/// Sleepers of W4a, one after the other.
+const SPREAD: u32 = 500;
+/// Those of W4b, at one moment.
+const BURST: u32 = 2000;
 /// Starts under way while sleepers are laid down.
 const STARTS_AT_ONCE: usize = 32;
 
@@ -32,7 +36,7 @@ pub(super) fn entries() -> [Entry; 2] {
 fn spread(context: &Context, store: Store) -> Measured<'_> {
     Box::pin(async move {
         let services = Services::start(context, store, &SUSPEND_SOON).await?;
-        let figures = lateness(context, &services, "W4a").await?;
+        let figures = lateness(context, &services, "W4a", SPREAD).await?;
         services.stop(context).await?;
         Ok(Findings::from(figures))
     })
@@ -41,7 +45,7 @@ fn spread(context: &Context, store: Store) -> Measured<'_> {
 fn burst(context: &Context, store: Store) -> Measured<'_> {
     Box::pin(async move {
         let services = Services::start(context, store, &SUSPEND_SOON).await?;
-        let figures = at_one_moment(context, &services, "W4b").await?;
+        let figures = at_one_moment(context, &services, "W4b", BURST).await?;
         services.stop(context).await?;
         Ok(Findings::from(figures))
     })
@@ -52,8 +56,9 @@ pub(super) async fn lateness(
     context: &Context,
     services: &Services,
     id: &str,
+    count: u32,
 ) -> anyhow::Result<Vec<Figure>> {
-    let count = context.count(500, 20);
+    let count = context.count(count, 20);
     let apart = Duration::from_millis(20);
     let mut rounds = Vec::new();
     for _ in 0..context.rounds() {
@@ -79,8 +84,9 @@ pub(super) async fn at_one_moment(
     context: &Context,
     services: &Services,
     id: &str,
+    count: u32,
 ) -> anyhow::Result<Vec<Figure>> {
-    let count = context.count(2000, 40);
+    let count = context.count(count, 40);
     let (mut rates, mut first_lines) = (Vec::new(), Vec::new());
     for _ in 0..context.rounds() {
         let due_at = after_laying_down(services, count).await?;

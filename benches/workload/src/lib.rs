@@ -102,6 +102,15 @@ pub struct Resumed {
     pub new_step_at: Vec<u64>,
 }
 
+/// What `loaded` answers: it passes the steps that the bulk loader of the tests has laid down as done.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Passed {
+    /// How many had been done.
+    pub steps: u32,
+    /// The most memory that its process has held.
+    pub peak_bytes: u64,
+}
+
 /// Now, by the clock that the benchmark program and the workflows share.
 #[must_use]
 #[expect(

@@ -4,12 +4,14 @@
 
 use std::{
     future::pending,
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, SystemTime},
 };
 
 use dormouse_sdk::{Context, Failure, Result};
 use dormouse_workload::{
-    Checkpoints, Ping, Process, Received, Receiver, Resumed, Resumer, SIGNAL, Saved, Sleeper, Woken, now,
+    Checkpoints, Passed, Ping, Process, Received, Receiver, Resumed, Resumer, SIGNAL, Saved, Sleeper, Woken,
+    now,
 };
 use futures_util::{StreamExt as _, stream};
 use tokio::{io::AsyncReadExt as _, net::UnixStream, time::Instant};
@@ -136,9 +138,35 @@ async fn step(ctx: &Context, n: u32, bytes: usize) -> Result<String> {
     ctx.step("step", async || Ok::<_, Failure>("x".repeat(bytes.saturating_sub(2)))).key(n).await
 }
 
+/// Passes what is said to be done, to the first step that is not.
+async fn loaded(ctx: Context, _: u32) -> Result<Passed> {
+    let mut steps = 0;
+    loop {
+        let is_new = AtomicBool::new(false);
+        let run = async || {
+            is_new.store(true, Ordering::Relaxed);
+            Ok::<_, Failure>(String::new())
+        };
+        ctx.step("step", run).key(steps + 1).await?;
+        if is_new.into_inner() {
+            return Ok(Passed { steps, peak_bytes: peak_bytes()? });
+        }
+        steps += 1;
+    }
+}
+
+fn peak_bytes() -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/self/status")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kilobytes = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    let kilobytes =
+        kilobytes.ok_or_else(|| Failure::new("KERNEL", "its status names no peak").permanent())?;
+    Ok(kilobytes * 1024)
+}
+
 /// Waits for ever, for nothing durable: its process stays.
 async fn idle(_: Context, (): ()) -> Result<()> {
     pending().await
 }
 
-dormouse_sdk::main!(trivial, process, checkpoints, sleeper, receiver, resumer, idle);
+dormouse_sdk::main!(trivial, process, checkpoints, sleeper, receiver, resumer, loaded, idle);

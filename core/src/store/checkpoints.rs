@@ -64,6 +64,17 @@ const GET: Stmt = stmt!(concat!(
     columns!(),
     " FROM checkpoint WHERE instance = $1 AND name = $2 AND op_key = $3 AND slot = $4"
 ));
+/// The size of the next page, one row for all of it: a row of an answer costs more than what is in it.
+const SIZE: Stmt = stmt!(
+    "SELECT COUNT(*) AS n, CAST(COALESCE(SUM(bytes), 0) AS BIGINT) AS bytes FROM (
+         SELECT LENGTH(data) AS bytes FROM checkpoint
+          WHERE instance = $1 AND number > $2 ORDER BY number LIMIT $3) AS page"
+);
+const NEXT: Stmt = stmt!(concat!(
+    "SELECT ",
+    columns!(),
+    " FROM checkpoint WHERE instance = $1 AND number > $2 ORDER BY number LIMIT $3"
+));
 /// Sizes first: payloads are read only as far as the page has room. `0 < $3` keeps the same
 /// arguments for both directions.
 const SIZES: Stmt = stmt!(
@@ -397,7 +408,16 @@ pub(super) async fn page(
     cursor: u64,
     limits: PageLimits,
 ) -> Result<CheckpointPage> {
-    let sizes = tx.fetch(&SIZES, args![instance, cursor, limits.checkpoints as u64 + 1]).await?;
+    let one_more = limits.checkpoints as u64 + 1;
+    let size = tx.fetch_one(&SIZE, args![instance, cursor, one_more]).await?;
+    if size.number("bytes")? <= limits.bytes as u64 {
+        let rows = tx.fetch(&NEXT, args![instance, cursor, limits.checkpoints as u64]).await?;
+        let more = size.number("n")? == one_more;
+        let last = rows.last().filter(|_| more).map_or(Ok(0), |row| row.number("number"))?;
+        let checkpoints = rows.iter().map(read).collect::<Result<_>>()?;
+        return Ok(CheckpointPage { checkpoints, next_cursor: last });
+    }
+    let sizes = tx.fetch(&SIZES, args![instance, cursor, one_more]).await?;
     let (numbers, more) = fitting(&sizes, limits)?;
     let checkpoints = range(tx, instance, &numbers).await?;
     let next_cursor = if more { numbers.last().copied().unwrap_or(0) } else { 0 };

@@ -7,7 +7,6 @@ use super::{
     Notice, Store,
     commit::{LockOrder, Request},
     error::{Error, Result},
-    events::{self, NewEvent},
     life::{self, Target},
     payload,
     sql::{Stmt, Tx, args, stmt},
@@ -22,19 +21,32 @@ use crate::domain::{
 };
 use crate::timings;
 
-const FIND_DEDUP: Stmt =
-    stmt!("SELECT number FROM signal WHERE instance = $1 AND dedup = $2 AND dedup <> ''");
+/// What a signal meets: one with its dedup key, and how many are unread. Walks at most as many entries as the limit
+/// allows. Asked behind the row's lock, in a statement of its own: a snapshot taken before it may be old.
+const LOOK: Stmt = stmt!(
+    "SELECT (SELECT number FROM signal WHERE instance = $1 AND dedup = $2 AND dedup <> '') AS stored,
+            (SELECT COUNT(*) FROM (
+                 SELECT 1 FROM signal WHERE instance = $1 AND consumed_by IS NULL LIMIT $3) AS unread) AS unread"
+);
 /// The caller holds the instance's row, so numbers have no gaps.
-const INSERT: Stmt = stmt!(
-    "INSERT INTO signal (instance, number, name, dedup, data, encoding, type_name, sent_at)
-     SELECT $1, COALESCE(MAX(number), 0) + 1, $2, $3, $4, $5, $6, $7 FROM signal WHERE instance = $1
-     RETURNING number"
-);
-/// Walks at most as many entries as the limit allows.
-const COUNT_UNREAD: Stmt = stmt!(
-    "SELECT COUNT(*) AS n FROM (
-         SELECT 1 FROM signal WHERE instance = $1 AND consumed_by IS NULL LIMIT $2) AS unread"
-);
+macro_rules! insert {
+    () => {
+        "INSERT INTO signal (instance, number, name, dedup, data, encoding, type_name, sent_at)
+         SELECT $1, COALESCE(MAX(number), 0) + 1, $2, $3, $4, $5, $6, $7 FROM signal WHERE instance = $1
+         RETURNING number"
+    };
+}
+macro_rules! tell {
+    () => {
+        "INSERT INTO event (instance, number, at, attempt, kind, message)
+         SELECT $1, COALESCE(MAX(number), 0) + 1, $7, $8, $9, $2 FROM event WHERE instance = $1"
+    };
+}
+/// The signal and its event in one: a hop to SQLite's thread, a round trip to PostgreSQL.
+const INSERT: Stmt = Stmt {
+    sqlite: concat!(insert!(), "; ", tell!()),
+    postgres: concat!("WITH s AS (", insert!(), "), e AS (", tell!(), ") SELECT number FROM s"),
+};
 const UNREAD: Stmt = stmt!(
     "SELECT instance, number, name FROM signal
       WHERE instance = $1 AND consumed_by IS NULL ORDER BY number LIMIT $2"
@@ -95,23 +107,24 @@ impl Request for Send {
     async fn run(&self, tx: &mut Tx<'_>) -> Result<Sent> {
         let row = life::lock_target(tx, &self.target).await?;
         let NewSignal { name, payload, dedup } = &self.signal;
-        if let Some(stored) = tx.fetch_optional(&FIND_DEDUP, args![row.key, dedup]).await? {
-            return Ok(Sent { number: stored.number("number")?, existed: true });
+        let found = tx.fetch_one(&LOOK, args![row.key, dedup, self.max_unread]).await?;
+        if found.opt_int("stored")?.is_some() {
+            return Ok(Sent { number: found.number("stored")?, existed: true });
         }
         let now = tx.now().await?;
         let next = row.life.signal(name, now)?;
-        let unread = tx.fetch_one(&COUNT_UNREAD, args![row.key, self.max_unread]).await?;
-        if unread.number("n")? >= self.max_unread {
+        if found.number("unread")? >= self.max_unread {
             let remedy = "wait until it has taken some";
             return Err(Error::TooMany { what: "unread signals", max: self.max_unread, remedy });
         }
         let (data, encoding, type_name) = payload::columns(Some(payload));
-        let args = args![row.key, name, dedup, data, encoding, type_name, now];
-        let stored = tx.write_fetch(&INSERT, args).await?.pop();
-        let number = stored.map_or(Ok(0), |row| row.number("number"))?;
+        let (attempt, event) = (row.life.attempt, EventKind::Signal.as_str());
+        let args = args![row.key, name, dedup, data, encoding, type_name, now, attempt, event];
+        let [stored] = &tx.write_fetch(&INSERT, args).await?[..] else {
+            return Err(Error::Broken { table: "signal".to_owned(), rows: 0 });
+        };
+        let number = stored.number("number")?;
         life::write(tx, &row, &next, now).await?;
-        let event = NewEvent::new(EventKind::Signal, name.as_str());
-        events::append(tx, row.key, row.life.attempt, now, event).await?;
         tx.notify(Notice::Instance(row.key)); // the push, where there is a session
         Ok(Sent { number, existed: false })
     }

@@ -506,8 +506,8 @@ impl Row {
 
     /// A text column through its type's `parse`.
     pub(super) fn parsed<T>(&self, column: &'static str, parse: impl FnOnce(&str) -> Option<T>) -> Result<T> {
-        let text = self.text(column)?;
-        parse(&text).ok_or_else(|| self.unreadable(column, format!("unexpected value {text:?}")))
+        let text = self.str(column)?;
+        parse(text).ok_or_else(|| self.unreadable(column, format!("unexpected value {text:?}")))
     }
 
     /// A column holds what no release of ours has written.

@@ -32,7 +32,18 @@ pub(super) struct Shelf {
 #[derive(Clone, PartialEq, prost::Message)]
 struct Head {
     #[prost(message, optional, tag = "1")]
-    operation: Option<instance::OperationName>,
+    operation: Option<Texts>,
+}
+
+/// `OperationName` without memory of its own: its texts are slices of the checkpoint's bytes.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Texts {
+    #[prost(bytes = "bytes", tag = "1")]
+    name: Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    key: Bytes,
+    #[prost(uint32, tag = "3")]
+    slot: u32,
 }
 
 impl Shelf {
@@ -68,14 +79,14 @@ impl Shelf {
 
     /// What is stored there, left where it is.
     pub(super) fn look(&self, operation: &Operation, slot: u32) -> Option<Stored> {
-        let digest = self.digest(&operation.name, &operation.key, slot);
+        let digest = self.digest(operation.name.as_bytes(), operation.key.as_bytes(), slot);
         let first = self.by_digest.get(&digest)?;
         [first].into_iter().chain(&self.beside).find_map(|bytes| read(bytes, operation, slot))
     }
 
     /// What is stored there; it is read once.
     pub(super) fn take(&mut self, operation: &Operation, slot: u32) -> Option<Stored> {
-        let digest = self.digest(&operation.name, &operation.key, slot);
+        let digest = self.digest(operation.name.as_bytes(), operation.key.as_bytes(), slot);
         if let Some(stored) = read(self.by_digest.get(&digest)?, operation, slot) {
             self.remove(digest);
             return Some(stored);
@@ -109,7 +120,7 @@ impl Shelf {
         }
     }
 
-    fn digest(&self, name: &str, key: &str, slot: u32) -> u64 {
+    fn digest(&self, name: &[u8], key: &[u8], slot: u32) -> u64 {
         self.digests.hash_one((name, key, slot))
     }
 }
@@ -169,7 +180,7 @@ mod tests {
         let (one, other) = (operation("one", ""), operation("other", ""));
         shelf.put(vec![due("other", "", 0, 2)], true).unwrap();
         // No two short names have one digest in practice: both get that of the first.
-        let digest = shelf.digest("one", "", 0);
+        let digest = shelf.digest(b"one", b"", 0);
         let bytes = shelf.by_digest.drain().map(|(_, bytes)| bytes).collect();
         shelf.by_digest.insert(digest, due("one", "", 0, 1));
         shelf.beside = bytes;

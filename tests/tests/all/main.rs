@@ -44,6 +44,7 @@ mod machines;
 mod metrics;
 mod postgres_states;
 mod requests;
+mod resumes;
 mod retry;
 mod signals;
 mod sleeping;
