@@ -65,8 +65,13 @@ fn peers(context: &Context) -> Measured<'_> {
         let mut findings = Findings { sections: vec![ABOUT.to_owned()], ..Findings::default() };
         for (peer, store) in PEERS {
             if context.stores().contains(&store) {
-                let figures = one(context, &program, peer, store).await;
-                findings.figures.extend(figures.with_context(|| format!("the peer {peer}"))?);
+                match one(context, &program, peer, store).await {
+                    Ok(figures) => findings.figures.extend(figures),
+                    // It takes none of the others with it, nor what we have measured.
+                    Err(error) => {
+                        findings.sections.push(format!("**Not measured**: the peer {peer}: {error:#}"));
+                    }
+                }
             }
         }
         Ok(findings)
@@ -106,7 +111,12 @@ async fn one(context: &Context, program: &Path, peer: &str, store: Store) -> any
         .await
         .with_context(|| format!("it has not ended within {PATIENCE:?}"))??;
     let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "it ended, {}: {}", output.status, said.trim());
+    ensure!(
+        output.status.success(),
+        "it ended, {}: {}",
+        output.status,
+        said.lines().next().unwrap_or_default()
+    );
     context.remove(&database).await?;
     let text = String::from_utf8(output.stdout).context("its figures")?;
     let figures = text.lines().filter(|line| line.starts_with('{')).map(|line| figure(line, store));
