@@ -45,7 +45,7 @@ fn main() -> ExitCode {
     if !matches!(cli.command, Command::Run(_) | Command::Up(_)) {
         log_to_stderr(&cli.global);
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match dormouse_core::runtime::serving() {
         Ok(runtime) => runtime,
         Err(error) => {
             say(&format!("error: this machine cannot start threads: {error}"));

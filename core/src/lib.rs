@@ -8,6 +8,7 @@
 //! - [`config`]: what the services may be told, in layers. [`logging`]: what they tell.
 //!   [`reload`]: changing both while they run.
 //! - [`readiness`]: tells a service manager that a service is ready.
+//! - [`runtime`]: the threads of a service.
 //! - [`watch`]: who is alive, without comparing times; [`advertise`]: what a service tells others of itself.
 //! - [`timings`]: how long requests and launches take, stage by stage.
 //! - [`fault`]: points at which a test makes a service kill itself.
@@ -23,6 +24,7 @@ pub mod limits;
 pub mod logging;
 pub mod readiness;
 pub mod reload;
+pub mod runtime;
 pub mod server;
 pub mod store;
 pub mod timings;

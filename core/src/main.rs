@@ -23,6 +23,7 @@ use dormouse_core::limits::DATABASE_PATIENCE;
 use dormouse_core::logging::{Colour, Logging};
 use dormouse_core::readiness;
 use dormouse_core::reload::Reload;
+use dormouse_core::runtime;
 use dormouse_core::server::{self, Server, host_name};
 use dormouse_core::store::{self, Kind, Store};
 use dormouse_proto::code::{Code, Coded};
@@ -57,7 +58,7 @@ fn main() -> ExitCode {
             return exit_code(&error);
         }
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime::serving();
     let outcome = runtime.context("this machine cannot start threads").and_then(|runtime| {
         let outcome = runtime.block_on(run(sources, settings, logging));
         runtime.shutdown_background();
