@@ -123,7 +123,9 @@ async fn asked(notices: &mut Notices) -> bool {
     loop {
         match notices.next().await {
             Some(Notice::Everything) => return true,
-            Some(Notice::Wakes | Notice::Instance(_) | Notice::Tokens | Notice::Images) => {}
+            Some(
+                Notice::Wakes | Notice::Instance(_) | Notice::Ended(_) | Notice::Tokens | Notice::Images,
+            ) => {}
             None => return false,
         }
     }

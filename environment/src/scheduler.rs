@@ -226,7 +226,7 @@ async fn woken(notices: &mut Notices) -> bool {
     loop {
         match notices.next().await {
             Some(Notice::Wakes | Notice::Everything) => break,
-            Some(Notice::Instance(_) | Notice::Tokens | Notice::Images) => {}
+            Some(Notice::Instance(_) | Notice::Ended(_) | Notice::Tokens | Notice::Images) => {}
             None => return false,
         }
     }

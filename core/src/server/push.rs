@@ -85,8 +85,8 @@ impl Sessions {
                     }
                 }
                 Notice::Everything => self.lock().values().for_each(|seat| seat.nudge.notify_one()),
-                // For those who launch.
-                Notice::Wakes | Notice::Tokens | Notice::Images => {}
+                // For those who launch or wait for it; a session hears of its end by the change that it is.
+                Notice::Wakes | Notice::Ended(_) | Notice::Tokens | Notice::Images => {}
             }
         }
     }

@@ -56,7 +56,7 @@ const LAUNCHED: Stmt = stmt!("UPDATE attempt SET pid = $1 WHERE instance = $2 AN
 const LIST: Stmt = stmt!(
     "SELECT instance, attempt, node, wake_reason, claimed_at, registered_at, ended_at, pid, exit_message,
             stderr_tail
-       FROM attempt WHERE instance = $1 ORDER BY attempt DESC LIMIT $2"
+       FROM attempt WHERE instance = $1 ORDER BY attempt DESC LIMIT 0 + $2"
 );
 
 /// How an attempt came to its end.

@@ -93,7 +93,7 @@ pub struct Inspector {
 
 const HIGH: Stmt = stmt!(
     "SELECT COUNT(*) AS n, MAX(key) AS high FROM (
-         SELECT key FROM instance WHERE key > $1 ORDER BY key LIMIT $2) AS page"
+         SELECT key FROM instance WHERE key > $1 ORDER BY key LIMIT 0 + $2) AS page"
 );
 const ROWS: Stmt =
     stmt!(concat!("SELECT ", life_columns!(), " FROM instance WHERE key > $1 AND key <= $2 ORDER BY key"));

@@ -68,22 +68,22 @@ const GET: Stmt = stmt!(concat!(
 const SIZE: Stmt = stmt!(
     "SELECT COUNT(*) AS n, CAST(COALESCE(SUM(bytes), 0) AS BIGINT) AS bytes FROM (
          SELECT LENGTH(data) AS bytes FROM checkpoint
-          WHERE instance = $1 AND number > $2 ORDER BY number LIMIT $3) AS page"
+          WHERE instance = $1 AND number > $2 ORDER BY number LIMIT 0 + $3) AS page"
 );
 const NEXT: Stmt = stmt!(concat!(
     "SELECT ",
     columns!(),
-    " FROM checkpoint WHERE instance = $1 AND number > $2 ORDER BY number LIMIT $3"
+    " FROM checkpoint WHERE instance = $1 AND number > $2 ORDER BY number LIMIT 0 + $3"
 ));
 /// Sizes first: payloads are read only as far as the page has room. `0 < $3` keeps the same
 /// arguments for both directions.
 const SIZES: Stmt = stmt!(
     "SELECT instance, number, CAST(COALESCE(LENGTH(data), 0) AS BIGINT) AS bytes FROM checkpoint
-      WHERE instance = $1 AND number > $2 ORDER BY number LIMIT $3"
+      WHERE instance = $1 AND number > $2 ORDER BY number LIMIT 0 + $3"
 );
 const SIZES_DOWN: Stmt = stmt!(
     "SELECT instance, number, CAST(COALESCE(LENGTH(data), 0) AS BIGINT) AS bytes FROM checkpoint
-      WHERE instance = $1 AND number < $2 ORDER BY number DESC LIMIT $3"
+      WHERE instance = $1 AND number < $2 ORDER BY number DESC LIMIT 0 + $3"
 );
 const RANGE: Stmt = stmt!(concat!(
     "SELECT ",

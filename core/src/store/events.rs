@@ -24,7 +24,7 @@ const APPEND: Stmt = stmt!(
 );
 const PAGE: Stmt = stmt!(
     "SELECT instance, number, at, attempt, kind, message, data, encoding, type_name
-       FROM event WHERE instance = $1 AND number > $2 ORDER BY number LIMIT $3"
+       FROM event WHERE instance = $1 AND number > $2 ORDER BY number LIMIT 0 + $3"
 );
 const PROGRESS: Stmt = stmt!(
     "UPDATE instance

@@ -189,7 +189,7 @@ async fn apply(tx: &mut Tx<'_>, row: &Locked, next: &Life, reason: &str, now: Mi
 const OF_NODE: Stmt = stmt!(concat!(
     "SELECT ",
     life_columns!(),
-    " FROM instance WHERE node = $1 AND node IS NOT NULL ORDER BY key LIMIT $2 {for_update}"
+    " FROM instance WHERE node = $1 AND node IS NOT NULL ORDER BY key LIMIT 0 + $2 {for_update}"
 ));
 /// Rows that one transaction takes over: their writers wait meanwhile.
 const TAKE_OVER: u32 = 100;
@@ -314,7 +314,7 @@ const PAST_DEADLINE: Stmt = stmt!(concat!(
     life_columns!(),
     " FROM instance
       WHERE deadline_at IS NOT NULL AND ended_at IS NULL AND deadline_at <= $1
-      ORDER BY deadline_at, key LIMIT $2 {skip_locked}"
+      ORDER BY deadline_at, key LIMIT 0 + $2 {skip_locked}"
 ));
 /// That it is not null follows. Said again it would cost the plan: where no instance has a limit, PostgreSQL
 /// would take the comparison for true of every third that lives, and sort them.

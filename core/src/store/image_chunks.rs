@@ -68,7 +68,7 @@ const DOUBT: Stmt = stmt!("UPDATE image SET chunks = 0 WHERE digest = $1");
 const WITHOUT_BYTES: Stmt = stmt!(
     "SELECT digest FROM image
       WHERE chunks = 0 AND digest > $1 AND EXISTS (SELECT 1 FROM image_name n WHERE n.digest = image.digest)
-      ORDER BY digest LIMIT $2"
+      ORDER BY digest LIMIT 0 + $2"
 );
 const NEEDED: Stmt = stmt!(
     "SELECT (EXISTS (SELECT 1 FROM image WHERE digest = $1)
@@ -97,7 +97,7 @@ const SWEEP_BYTES: Stmt =
     stmt!(concat!("UPDATE image SET chunks = 0, created_at = 0 WHERE digest = $1", nobody_needs!("$1")));
 const SWEEP_CHUNKS: Stmt = stmt!(
     "DELETE FROM image_chunk WHERE digest = $1
-        AND number IN (SELECT number FROM image_chunk WHERE digest = $1 ORDER BY number LIMIT $2)"
+        AND number IN (SELECT number FROM image_chunk WHERE digest = $1 ORDER BY number LIMIT 0 + $2)"
 );
 const SWEEP_IMAGE: Stmt = stmt!("DELETE FROM image WHERE digest = $1");
 

@@ -166,20 +166,20 @@ const DETAIL: Stmt = view!(
                  ORDER BY y.attempt DESC LIMIT 1)
      WHERE i.tenant = $1 AND i.id = $2"
 );
-const LIST: Stmt = listed!("WHERE i.tenant = $1 AND i.key < $2 ORDER BY i.key DESC LIMIT $3");
+const LIST: Stmt = listed!("WHERE i.tenant = $1 AND i.key < $2 ORDER BY i.key DESC LIMIT 0 + $3");
 const LIST_STATE: Stmt =
-    listed!("WHERE i.tenant = $1 AND i.key < $2 AND i.state = $4 ORDER BY i.key DESC LIMIT $3");
+    listed!("WHERE i.tenant = $1 AND i.key < $2 AND i.state = $4 ORDER BY i.key DESC LIMIT 0 + $3");
 const LIST_IMAGE: Stmt =
-    listed!("WHERE i.tenant = $1 AND i.key < $2 AND i.image_name = $4 ORDER BY i.key DESC LIMIT $3");
+    listed!("WHERE i.tenant = $1 AND i.key < $2 AND i.image_name = $4 ORDER BY i.key DESC LIMIT 0 + $3");
 const LIST_BOTH: Stmt = listed!(
-    "WHERE i.tenant = $1 AND i.key < $2 AND i.image_name = $4 AND i.state = $5 ORDER BY i.key DESC LIMIT $3"
+    "WHERE i.tenant = $1 AND i.key < $2 AND i.image_name = $4 AND i.state = $5 ORDER BY i.key DESC LIMIT 0 + $3"
 );
 const COUNT: Stmt = stmt!("SELECT state, COUNT(*) AS n FROM instance WHERE tenant = $1 GROUP BY state");
 const COUNT_IMAGE: Stmt =
     stmt!("SELECT state, COUNT(*) AS n FROM instance WHERE tenant = $1 AND image_name = $2 GROUP BY state");
 const FIND: Stmt = stmt!("SELECT key FROM instance WHERE tenant = $1 AND id = $2");
 const FIND_PREFIX: Stmt =
-    stmt!("SELECT id, key FROM instance WHERE tenant = $1 AND id >= $2 AND id < $3 ORDER BY id LIMIT $4");
+    stmt!("SELECT id, key FROM instance WHERE tenant = $1 AND id >= $2 AND id < $3 ORDER BY id LIMIT 0 + $4");
 
 fn read(row: &Row) -> Result<Instance> {
     let locked = life::read(row)?;

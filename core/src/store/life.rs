@@ -69,7 +69,7 @@ macro_rules! registered {
 }
 macro_rules! unread {
     () => {
-        "signal WHERE instance = $15 AND consumed_by IS NULL ORDER BY number LIMIT $28"
+        "signal WHERE instance = $15 AND consumed_by IS NULL ORDER BY number LIMIT 0 + $28"
     };
 }
 macro_rules! end {
@@ -295,6 +295,9 @@ fn told(tx: &mut Tx<'_>, row: &Locked, next: &Life) {
         tx.notify(Notice::Wakes);
     }
     tx.notify(Notice::Instance(row.key));
+    if next.outcome().is_some() {
+        tx.notify(Notice::Ended(row.key));
+    }
 }
 
 /// The arguments of `update!`.

@@ -17,6 +17,8 @@ pub enum Notice {
     Wakes,
     /// Something of this instance changed that its session, its node or a watcher wants to know.
     Instance(InstanceKey),
+    /// This instance ended or was deleted: who waits for nothing else looks. [`Notice::Instance`] is told too.
+    Ended(InstanceKey),
     /// A token was made, revoked or replaced: what is remembered of tokens is old.
     Tokens,
     /// A version's spares or reuse changed, or it was deleted: what is kept of it is old.
@@ -74,8 +76,11 @@ impl Hub {
     }
 }
 
-/// Notices for the wire between peers: "w", "t", "i", "e" and instance keys, separated by spaces, at most
-/// `max` bytes each; without repeats.
+/// Says that endings are told as such. Releases before 0.3.0 do not: there any change may be one.
+const ENDINGS: &str = "x";
+
+/// Notices for the wire between peers: "w", "t", "i", "e", instance keys and, with an "x" before it, those that
+/// ended, separated by spaces, at most `max` bytes each; without repeats.
 pub(super) fn encode(origin: &str, notices: &[Notice], max: usize) -> Vec<String> {
     let mut texts: Vec<String> = Vec::new();
     let mut words: Vec<String> = Vec::new();
@@ -86,6 +91,7 @@ pub(super) fn encode(origin: &str, notices: &[Notice], max: usize) -> Vec<String
             Notice::Images => "i".to_owned(),
             Notice::Everything => "e".to_owned(),
             Notice::Instance(key) => key.0.to_string(),
+            Notice::Ended(key) => format!("x{}", key.0),
         };
         if !words.contains(&word) {
             words.push(word);
@@ -97,7 +103,7 @@ pub(super) fn encode(origin: &str, notices: &[Notice], max: usize) -> Vec<String
                 text.push(' ');
                 text.push_str(&word);
             }
-            _ => texts.push(format!("{origin} {word}")),
+            _ => texts.push(format!("{origin} {ENDINGS} {word}")),
         }
     }
     texts
@@ -105,19 +111,31 @@ pub(super) fn encode(origin: &str, notices: &[Notice], max: usize) -> Vec<String
 
 /// Reads what [`encode`] wrote; nothing if it is our own. What a newer release adds is skipped.
 pub(super) fn decode(origin: &str, text: &str) -> Vec<Notice> {
-    let mut words = text.split(' ');
+    let mut words = text.split(' ').peekable();
     if words.next() == Some(origin) {
         return Vec::new();
     }
-    words
-        .filter_map(|word| match word {
-            "w" => Some(Notice::Wakes),
-            "t" => Some(Notice::Tokens),
-            "i" => Some(Notice::Images),
-            "e" => Some(Notice::Everything),
-            key => key.parse().ok().map(|key| Notice::Instance(InstanceKey(key))),
-        })
-        .collect()
+    let tells_endings = words.next_if_eq(&ENDINGS).is_some();
+    let mut notices = Vec::new();
+    for word in words {
+        match word {
+            "w" => notices.push(Notice::Wakes),
+            "t" => notices.push(Notice::Tokens),
+            "i" => notices.push(Notice::Images),
+            "e" => notices.push(Notice::Everything),
+            word => {
+                let (ended, key) = word.strip_prefix(ENDINGS).map_or((false, word), |key| (true, key));
+                let Some(key) = key.parse().ok().map(InstanceKey) else { continue };
+                if !ended {
+                    notices.push(Notice::Instance(key));
+                }
+                if ended || !tells_endings {
+                    notices.push(Notice::Ended(key));
+                }
+            }
+        }
+    }
+    notices
 }
 
 /// Waits for the next notice and takes what else is there; `None` once nobody can send any more.
@@ -132,13 +150,26 @@ mod tests {
 
     #[test]
     fn peers_read_what_was_written_and_skip_their_own() {
-        let notices =
-            [Notice::Wakes, Notice::Instance(InstanceKey(17)), Notice::Tokens, Notice::Images, Notice::Wakes];
+        let key = InstanceKey(17);
+        let notices = [
+            Notice::Wakes,
+            Notice::Instance(key),
+            Notice::Ended(key),
+            Notice::Tokens,
+            Notice::Images,
+            Notice::Wakes,
+        ];
         let texts = encode("abc", &notices, 1000);
-        assert_eq!(texts, ["abc w 17 t i"]);
-        assert_eq!(decode("xyz", &texts[0]), notices[..4]);
+        assert_eq!(texts, ["abc x w 17 x17 t i"]);
+        assert_eq!(decode("xyz", &texts[0]), notices[..5]);
         assert_eq!(decode("abc", &texts[0]), []);
-        assert_eq!(decode("xyz", "abc w new:word"), [Notice::Wakes]);
+        assert_eq!(decode("xyz", "abc x w new:word"), [Notice::Wakes]);
+    }
+
+    #[test]
+    fn any_change_that_an_older_release_tells_may_be_an_ending() {
+        let key = InstanceKey(17);
+        assert_eq!(decode("xyz", "abc w 17"), [Notice::Wakes, Notice::Instance(key), Notice::Ended(key)]);
     }
 
     #[test]

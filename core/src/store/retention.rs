@@ -64,7 +64,7 @@ macro_rules! numbered {
             sizes: stmt!(concat!(
                 "SELECT instance, number, CAST(COALESCE(LENGTH(data), 0) AS BIGINT) AS bytes FROM ",
                 $table,
-                " WHERE instance = $1 ORDER BY number LIMIT $2"
+                " WHERE instance = $1 ORDER BY number LIMIT 0 + $2"
             )),
             delete: stmt!(concat!("DELETE FROM ", $table, " WHERE instance = $1 AND number <= $2")),
         }
@@ -74,7 +74,7 @@ macro_rules! numbered {
 const NUMBERED: [Numbered; 3] = [numbered!("event"), numbered!("checkpoint"), numbered!("signal")];
 const DELETE_ATTEMPTS: Stmt = stmt!(
     "DELETE FROM attempt WHERE instance = $1
-        AND attempt IN (SELECT attempt FROM attempt WHERE instance = $1 ORDER BY attempt LIMIT $2)"
+        AND attempt IN (SELECT attempt FROM attempt WHERE instance = $1 ORDER BY attempt LIMIT 0 + $2)"
 );
 const DELETE_START: Stmt = stmt!("DELETE FROM instance_start WHERE instance = $1");
 const DELETE_ENDING: Stmt = stmt!("DELETE FROM instance_ending WHERE instance = $1");
@@ -85,11 +85,11 @@ const LOCK_FREE: Stmt =
 
 const OVER: Stmt = stmt!(
     "SELECT key, tenant, id, ended_at FROM instance
-      WHERE ended_at IS NOT NULL AND ended_at <= $1 ORDER BY ended_at, key LIMIT $2"
+      WHERE ended_at IS NOT NULL AND ended_at <= $1 ORDER BY ended_at, key LIMIT 0 + $2"
 );
 const OVER_OF: Stmt = stmt!(
     "SELECT key, tenant, id, ended_at FROM instance
-      WHERE tenant = $3 AND ended_at IS NOT NULL AND ended_at <= $1 ORDER BY ended_at, key LIMIT $2"
+      WHERE tenant = $3 AND ended_at IS NOT NULL AND ended_at <= $1 ORDER BY ended_at, key LIMIT 0 + $2"
 );
 const COUNT_OF: Stmt = stmt!(
     "SELECT COUNT(*) AS n, MIN(ended_at) AS oldest, MAX(ended_at) AS newest FROM instance
@@ -181,6 +181,7 @@ async fn step(tx: &mut Tx<'_>, row: Locked, budget: &mut Budget) -> Result<Step>
     tx.execute(&DELETE_ENDING, args![row.key]).await?;
     tx.execute_one(&DELETE_INSTANCE, args![row.key, &row.tenant]).await?;
     tx.notify(Notice::Instance(row.key));
+    tx.notify(Notice::Ended(row.key));
     Ok(Step::Gone)
 }
 

@@ -104,7 +104,12 @@ impl Request for Repeated {
         };
         let differs = start::differing(&row.blob("fingerprint")?, &self.fingerprint, false);
         if differs.is_empty() {
-            return Ok(Some(Started { instance: row.instance("key")?, existed: true, image_changed: false }));
+            return Ok(Some(Started {
+                instance: row.instance("key")?,
+                existed: true,
+                image_changed: false,
+                as_made: None,
+            }));
         }
         Err(Error::OtherStart { id: self.id.clone(), differs: differs.join(" and ") })
     }

@@ -258,7 +258,7 @@ impl Request for LookInbox {
             life_columns!(),
             ", n.number AS signal, n.name AS signal_name
                FROM instance LEFT JOIN signal n ON n.instance = key AND n.consumed_by IS NULL
-              WHERE key = $1 AND tenant = $2 ORDER BY n.number LIMIT $3"
+              WHERE key = $1 AND tenant = $2 ORDER BY n.number LIMIT 0 + $3"
         ));
         let session = &self.session;
         let rows = tx.fetch(&LOOK, args![session.instance, &session.tenant, self.max as u64]).await?;

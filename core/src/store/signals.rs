@@ -26,7 +26,7 @@ use crate::timings;
 const LOOK: Stmt = stmt!(
     "SELECT (SELECT number FROM signal WHERE instance = $1 AND dedup = $2 AND dedup <> '') AS stored,
             (SELECT COUNT(*) FROM (
-                 SELECT 1 FROM signal WHERE instance = $1 AND consumed_by IS NULL LIMIT $3) AS unread) AS unread"
+                 SELECT 1 FROM signal WHERE instance = $1 AND consumed_by IS NULL LIMIT 0 + $3) AS unread) AS unread"
 );
 /// The caller holds the instance's row, so numbers have no gaps.
 macro_rules! insert {
@@ -49,7 +49,7 @@ const INSERT: Stmt = Stmt {
 };
 const UNREAD: Stmt = stmt!(
     "SELECT instance, number, name FROM signal
-      WHERE instance = $1 AND consumed_by IS NULL ORDER BY number LIMIT $2"
+      WHERE instance = $1 AND consumed_by IS NULL ORDER BY number LIMIT 0 + $2"
 );
 const IS_UNREAD: Stmt = stmt!(
     "SELECT number FROM signal
@@ -64,7 +64,7 @@ const TAKE: Stmt = stmt!(
 );
 const LIST: Stmt = stmt!(
     "SELECT instance, number, name, sent_at, consumed_by FROM signal
-      WHERE instance = $1 AND number > $2 ORDER BY number LIMIT $3"
+      WHERE instance = $1 AND number > $2 ORDER BY number LIMIT 0 + $3"
 );
 
 /// Longest dedup key in bytes.

@@ -3,6 +3,9 @@
 //! [`stmt!`] turns a text with fragments like `{for_update}` into one text per dialect when
 //! the crate is compiled; an unknown fragment does not compile. [`Tx`] is the only thing that
 //! begins and ends transactions. It decides nothing and knows no table.
+//!
+//! A limit is written `LIMIT 0 + $1`: SQLite's planner looks at the value of a bare one, and so prepares the
+//! statement anew whenever one is bound.
 
 use std::{borrow::Cow, io, time::Duration};
 

@@ -9,6 +9,7 @@ use super::{
     commit::{LockOrder, Request},
     error::{Error, Result},
     images::{self, FoundImage},
+    instances::{Instance, InstanceDetail},
     payload,
     retry::{self, Origin},
     sql::{Stmt, Tx, args, stmt},
@@ -52,7 +53,7 @@ pub struct StartRequest {
 }
 
 /// The answer to a start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Started {
     /// The instance's internal key.
     pub instance: InstanceKey,
@@ -60,11 +61,13 @@ pub struct Started {
     pub existed: bool,
     /// The existing instance was launched from another image before; its next launch takes this.
     pub image_changed: bool,
+    /// What was made, as it would be read at that moment; none of an instance that existed or that retries another.
+    pub as_made: Option<Box<InstanceDetail>>,
 }
 
 /// The tenant's quotas come along: who has none pays nothing for it.
 const FIND: Stmt = stmt!(
-    "SELECT t.max_stored, t.starts_per_second, i.key, i.image_digest, i.ended_at, s.fingerprint
+    "SELECT t.max_stored, t.starts_per_second, t.max_running IS NOT NULL AS limited, i.key, i.image_digest, i.ended_at, s.fingerprint
        FROM tenant t LEFT JOIN instance i ON i.tenant = t.name AND i.id = $2
                      LEFT JOIN instance_start s ON s.instance = i.key
       WHERE t.name = $1"
@@ -139,10 +142,17 @@ struct Start {
     origin: Option<Arc<Origin>>,
 }
 
+/// Which quotas its tenant has.
+struct Quotas {
+    max_stored: Option<u64>,
+    starts: bool,
+    running: bool,
+}
+
 /// What the place of an id holds.
 enum Place {
     Taken(Started),
-    Free { max_stored: Option<u64>, limited: bool },
+    Free(Quotas),
 }
 
 impl Request for Start {
@@ -158,31 +168,31 @@ impl Request for Start {
     }
 
     async fn run(&self, tx: &mut Tx<'_>) -> Result<Option<Started>> {
-        let (max_stored, limited) = match self.look(tx).await? {
+        let quotas = match self.look(tx).await? {
             Place::Taken(existing) => return Ok(Some(existing)),
-            Place::Free { max_stored, limited } => (max_stored, limited),
+            Place::Free(quotas) => quotas,
         };
         let image = self.image(tx).await?;
         let workflow = image.workflow(self.request.workflow.as_ref())?;
         let tenant = &self.request.tenant;
-        match (max_stored, self.stored) {
+        match (quotas.max_stored, self.stored) {
             (Some(_), None) => return Ok(None),
             (Some(max), Some(stored)) if stored >= max => {
                 return Err(Error::StoredQuota { tenant: tenant.clone(), max });
             }
             (Some(_) | None, _) => {}
         }
-        if limited {
+        if quotas.starts {
             tenants::take_start(tx, tenant).await?;
         }
         let now = tx.now().await?;
-        if let Some(started) = self.insert(tx, &image, &workflow, now).await? {
+        if let Some(started) = self.insert(tx, image, workflow, quotas.running, now).await? {
             return Ok(Some(started));
         }
         // Another process was faster between our look and our insert.
         match self.look(tx).await? {
             Place::Taken(existing) => Ok(Some(existing)),
-            Place::Free { .. } => Err(Error::Broken { table: "instance".to_owned(), rows: 0 }),
+            Place::Free(_) => Err(Error::Broken { table: "instance".to_owned(), rows: 0 }),
         }
     }
 }
@@ -206,8 +216,11 @@ impl Start {
         let row = tx.fetch_optional(&FIND, args![tenant, id]).await?;
         let row = row.ok_or_else(|| tenants::missing(tenant))?;
         if row.opt_int("key")?.is_none() {
-            let limited = tenants::quota(&row, "starts_per_second")?.is_some();
-            return Ok(Place::Free { max_stored: tenants::quota(&row, "max_stored")?, limited });
+            return Ok(Place::Free(Quotas {
+                max_stored: tenants::quota(&row, "max_stored")?,
+                starts: tenants::quota(&row, "starts_per_second")?.is_some(),
+                running: row.flag("limited")?,
+            }));
         }
         let differs = differing(&row.blob("fingerprint")?, &self.fingerprint, *follow_image);
         if !differs.is_empty() {
@@ -216,7 +229,7 @@ impl Start {
         let instance = row.instance("key")?;
         let image_changed =
             *follow_image && row.opt_at("ended_at")?.is_none() && self.follow(tx, instance).await?;
-        Ok(Place::Taken(Started { instance, existed: true, image_changed }))
+        Ok(Place::Taken(Started { instance, existed: true, image_changed, as_made: None }))
     }
 
     async fn follow(&self, tx: &mut Tx<'_>, instance: InstanceKey) -> Result<bool> {
@@ -229,8 +242,9 @@ impl Start {
     async fn insert(
         &self,
         tx: &mut Tx<'_>,
-        image: &FoundImage,
-        workflow: &Name,
+        image: FoundImage,
+        workflow: Name,
+        limited: bool,
         now: Micros,
     ) -> Result<Option<Started>> {
         let request = &*self.request;
@@ -244,7 +258,7 @@ impl Start {
             &request.image,
             &image.version,
             &digest,
-            workflow,
+            &workflow,
             request.priority,
             life.wake_at(),
             life.deadline_at,
@@ -258,11 +272,53 @@ impl Start {
         ];
         let Some(row) = tx.write_fetch(&INSERT, args).await?.pop() else { return Ok(None) };
         let instance = row.instance("key")?;
-        if let Some(origin) = &self.origin {
-            retry::take_over(tx, origin, (&request.tenant, &request.id, instance), now).await?;
-        }
         tx.notify(Notice::Wakes);
-        Ok(Some(Started { instance, existed: false, image_changed: false }))
+        let as_made = if let Some(origin) = &self.origin {
+            retry::take_over(tx, origin, (&request.tenant, &request.id, instance), now).await?;
+            None
+        } else {
+            let made = self.row(instance, image, workflow, life, now);
+            Some(Box::new(self.detail(made, limited)))
+        };
+        Ok(Some(Started { instance, existed: false, image_changed: false, as_made }))
+    }
+
+    /// The row that was just made, as it is read.
+    fn row(&self, key: InstanceKey, image: FoundImage, workflow: Name, life: Life, now: Micros) -> Instance {
+        let request = &*self.request;
+        Instance {
+            key,
+            tenant: request.tenant.clone(),
+            id: request.id.clone(),
+            image: image.name,
+            version: image.version,
+            digest: image.digest,
+            workflow,
+            priority: request.priority,
+            life,
+            created_at: now,
+            started_at: None,
+            changed_at: now,
+            revision: 1,
+            progress: None,
+            failure: None,
+        }
+    }
+
+    fn detail(&self, made: Instance, limited: bool) -> InstanceDetail {
+        InstanceDetail {
+            now: made.created_at,
+            instance: made,
+            input: self.request.input.clone(),
+            env: self.request.env.clone(),
+            retry_of: None,
+            output: None,
+            checkpoints: 0,
+            unread_signals: 0,
+            last_exit: None,
+            attempt_ended_at: None,
+            limited,
+        }
     }
 }
 

@@ -51,7 +51,7 @@ const DUE: Stmt = stmt!(concat!(
     env!(),
     " FROM instance
       WHERE tenant = $1 AND priority = $2 AND wake_at IS NOT NULL AND NOT paused AND wake_at <= $3
-      ORDER BY wake_at, key LIMIT $4 {skip_locked}"
+      ORDER BY wake_at, key LIMIT 0 + $4 {skip_locked}"
 ));
 
 /// A tenant's earliest wake of one priority.

@@ -65,7 +65,7 @@ macro_rules! due {
               WHERE priority = $1 AND wake_at IS NOT NULL AND NOT paused AND wake_at <= $2
               ORDER BY ",
             $order,
-            " LIMIT $3 {skip_locked}"
+            " LIMIT 0 + $3 {skip_locked}"
         ))
     };
 }

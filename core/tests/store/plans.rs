@@ -114,13 +114,22 @@ fn the_sources_are_read_to_the_last_statement() {
         assert!(one.postgres.as_ref().is_some_and(|sql| sql.contains(text)), "{:?}", one.postgres);
     };
     has("wakes.rs DUE", "FOR NO KEY UPDATE SKIP LOCKED");
-    has("instances.rs LIST", "WHERE i.tenant = $1 AND i.key < $2 ORDER BY i.key DESC LIMIT $3");
+    has("instances.rs LIST", "WHERE i.tenant = $1 AND i.key < $2 ORDER BY i.key DESC LIMIT 0 + $3");
     has(
         "retention.rs NUMBERED #3",
         "LENGTH(data), 0) AS BIGINT) AS bytes FROM checkpoint WHERE instance = $1",
     );
     has("image_chunks.rs SWEEPABLE", "i.image_digest = image.digest AND i.ended_at IS NULL)");
     assert!(statements.len() > 150, "only {} statements", statements.len());
+}
+
+/// SQLite looks at a bound limit while it plans, and so prepares the statement anew each time one is bound.
+#[test]
+fn no_limit_is_a_bare_argument() {
+    let statements = source::statements();
+    let bare = statements.iter().filter(|one| one.sqlite.as_ref().is_some_and(|sql| sql.contains("LIMIT $")));
+    let bare: Vec<_> = bare.map(|one| one.name.as_str()).collect();
+    assert_eq!(bare, [""; 0], "write LIMIT 0 + $1");
 }
 
 #[tokio::test]

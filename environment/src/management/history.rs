@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::{
     describe, parse,
     server::{Context, Patience, refuse},
+    watchers::News,
 };
 use crate::limits::{PAGE, PAGE_BYTES};
 
@@ -39,7 +40,7 @@ impl Context {
         let id = self.resolve(&request.id).await?;
         let limit = parse::page(request.limit, PAGE);
         let until = Instant::now() + parse::at_most(request.wait_micros, self.shared.options.longest_poll);
-        let watcher = self.shared.watchers.watch(self.find(&id).await?.key);
+        let watcher = self.shared.watchers.watch(self.find(&id).await?.key, News::Change);
         loop {
             let page = self.read_events(&id, request.after, limit).await?;
             let left = until.saturating_duration_since(Instant::now());

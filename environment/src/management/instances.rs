@@ -19,6 +19,7 @@ use super::{
     describe, parse,
     sentence::{self, Capacity, Facts},
     server::{Context, Patience, blocking, disk, random, refuse},
+    watchers::News,
 };
 use crate::launcher::check_variable;
 
@@ -33,7 +34,11 @@ impl Context {
         } else {
             self.retry(id.clone(), request).await?
         };
-        Ok(wire::StartOutcome { instance: Some(self.describe(&id).await?), existed: started.existed })
+        let instance = match &started.as_made {
+            Some(detail) => self.describe_detail(detail).await?,
+            None => self.describe(&id).await?,
+        };
+        Ok(wire::StartOutcome { instance: Some(instance), existed: started.existed })
     }
 
     async fn start_new(&self, id: InstanceId, request: wire::StartInstance) -> Result<Started, Refusal> {
@@ -143,14 +148,16 @@ impl Context {
     ) -> Result<wire::Instance, Refusal> {
         let (id, key) = self.resolve_key(&request.id).await?;
         let until = Instant::now() + parse::at_most(request.for_micros, self.shared.options.longest_poll);
-        let watcher = self.shared.watchers.watch(key);
+        let news = if request.seen_version > 0 { News::Change } else { News::Ending };
+        let watcher = self.shared.watchers.watch(key, news);
         loop {
             // Looked at after the watch began, so that no change falls in between.
-            let instance = self.find(&id).await?;
+            let detail = self.detail(&id).await?;
+            let instance = &detail.instance;
             let news = request.seen_version > 0 && instance.revision > request.seen_version;
             let left = until.saturating_duration_since(Instant::now());
             if instance.life.outcome().is_some() || news || left.is_zero() || patience.is_over() {
-                return self.describe(&id).await;
+                return self.describe_detail(&detail).await;
             }
             patience.wait(watcher.changed(left.min(self.shared.options.poll))).await;
         }
@@ -220,16 +227,23 @@ impl Context {
         self.store().instance(&self.tenant, id).await.map_err(|error| refuse(&error))
     }
 
+    async fn detail(&self, id: &InstanceId) -> Result<InstanceDetail, Refusal> {
+        self.store().instance_detail(&self.tenant, id).await.map_err(|error| refuse(&error))
+    }
+
     async fn describe(&self, id: &InstanceId) -> Result<wire::Instance, Refusal> {
-        let detail = self.store().instance_detail(&self.tenant, id).await.map_err(|error| refuse(&error))?;
+        self.describe_detail(&self.detail(id).await?).await
+    }
+
+    async fn describe_detail(&self, detail: &InstanceDetail) -> Result<wire::Instance, Refusal> {
         let instance = &detail.instance;
         let due = is_due(&instance.life, detail.now);
         let capacity = if due { self.capacity(detail.limited).await? } else { Capacity::Free };
         // Only what happened to the newest attempt explains the present.
         let fault = detail.last_exit.as_ref().filter(|(attempt, _)| *attempt == instance.life.attempt);
         let fault = fault.map(|(_, exit)| exit.as_str());
-        let sentence = self.sentence(instance, since(&detail), fault, &capacity, detail.now);
-        Ok(describe::detail(&detail, sentence))
+        let sentence = self.sentence(instance, since(detail), fault, &capacity, detail.now);
+        Ok(describe::detail(detail, sentence))
     }
 
     fn sentence(

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::{
     parse,
     server::{Context, Patience, blocking, disk, refuse},
+    watchers::News,
 };
 use crate::{
     attempts::{AttemptId, Stream},
@@ -30,7 +31,7 @@ impl Context {
         let stream = parse::stream(&request.stream)?;
         let id = self.resolve(&request.id).await?;
         let until = Instant::now() + parse::at_most(request.wait_micros, self.shared.options.longest_poll);
-        let watcher = self.shared.watchers.watch(self.find(&id).await?.key);
+        let watcher = self.shared.watchers.watch(self.find(&id).await?.key, News::Change);
         loop {
             let left = until.saturating_duration_since(Instant::now());
             let mut looked = None;

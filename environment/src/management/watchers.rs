@@ -17,10 +17,19 @@ use tokio::{
     time::{Duration, timeout},
 };
 
+/// What somebody waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum News {
+    /// Any change.
+    Change,
+    /// That it ends, or is deleted: not every step on its way there.
+    Ending,
+}
+
 /// Who waits for which instance.
 #[derive(Default)]
 pub(super) struct Watchers {
-    waiting: Mutex<HashMap<InstanceKey, Vec<Arc<Notify>>>>,
+    waiting: Mutex<HashMap<InstanceKey, Vec<(News, Arc<Notify>)>>>,
     /// How often tokens changed, as far as it was told.
     pub(super) tokens: watch::Sender<u64>,
 }
@@ -31,7 +40,8 @@ impl Watchers {
         let mut notices = store.notices();
         while let Some(notice) = notices.next().await {
             match notice {
-                Notice::Instance(key) => self.wake(key),
+                Notice::Instance(key) => self.wake(key, News::Change),
+                Notice::Ended(key) => self.wake(key, News::Ending),
                 Notice::Tokens => self.tokens.send_modify(|changes| *changes += 1),
                 Notice::Everything => {
                     self.wake_all();
@@ -45,27 +55,29 @@ impl Watchers {
     }
 
     /// Watches an instance until the answer is dropped. Look at the instance after this.
-    pub(super) fn watch(&self, key: InstanceKey) -> Watcher<'_> {
+    pub(super) fn watch(&self, key: InstanceKey, news: News) -> Watcher<'_> {
         let changed = Arc::new(Notify::new());
-        self.lock().entry(key).or_default().push(Arc::clone(&changed));
+        self.lock().entry(key).or_default().push((news, Arc::clone(&changed)));
         Watcher { watchers: self, key, changed }
     }
 
-    fn wake(&self, key: InstanceKey) {
-        for waiter in self.lock().get(&key).into_iter().flatten() {
+    /// Each ending is a change too, and told as one.
+    fn wake(&self, key: InstanceKey, news: News) {
+        let waiting = self.lock();
+        for (_, waiter) in waiting.get(&key).into_iter().flatten().filter(|(wanted, _)| *wanted == news) {
             // Keeps one permit for a waiter that is just looking.
             waiter.notify_one();
         }
     }
 
     fn wake_all(&self) {
-        for waiter in self.lock().values().flatten() {
+        for (_, waiter) in self.lock().values().flatten() {
             waiter.notify_one();
         }
     }
 
     /// Nothing is left half done under this lock.
-    fn lock(&self) -> MutexGuard<'_, HashMap<InstanceKey, Vec<Arc<Notify>>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<InstanceKey, Vec<(News, Arc<Notify>)>>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -78,7 +90,7 @@ pub(super) struct Watcher<'a> {
 }
 
 impl Watcher<'_> {
-    /// Waits for a change since the last call, at most `patience`. A change that is none is
+    /// Waits for news since the last call, at most `patience`. A change that is none is
     /// harmless: look again.
     pub(super) async fn changed(&self, patience: Duration) {
         // Either way the caller looks again.
@@ -90,7 +102,7 @@ impl Drop for Watcher<'_> {
     fn drop(&mut self) {
         let mut waiting = self.watchers.lock();
         if let Some(waiters) = waiting.get_mut(&self.key) {
-            waiters.retain(|waiter| !Arc::ptr_eq(waiter, &self.changed));
+            waiters.retain(|(_, waiter)| !Arc::ptr_eq(waiter, &self.changed));
             if waiters.is_empty() {
                 waiting.remove(&self.key);
             }
@@ -107,13 +119,20 @@ mod tests {
         let watchers = Watchers::default();
         let started = tokio::time::Instant::now();
         {
-            let watcher = watchers.watch(InstanceKey(1));
-            watchers.wake(InstanceKey(2));
-            watcher.changed(Duration::from_secs(5)).await;
-            assert_eq!(started.elapsed(), Duration::from_secs(5), "another instance's change woke it");
-            watchers.wake(InstanceKey(1));
-            watcher.changed(Duration::from_secs(5)).await;
-            assert_eq!(started.elapsed(), Duration::from_secs(5), "its own change did not wake it");
+            let patience = Duration::from_secs(5);
+            let (any, end) =
+                (watchers.watch(InstanceKey(1), News::Change), watchers.watch(InstanceKey(1), News::Ending));
+            watchers.wake(InstanceKey(2), News::Change);
+            any.changed(patience).await;
+            assert_eq!(started.elapsed(), patience, "another instance's change woke it");
+            watchers.wake(InstanceKey(1), News::Change);
+            any.changed(patience).await;
+            assert_eq!(started.elapsed(), patience, "its own change did not wake it");
+            end.changed(patience).await;
+            assert_eq!(started.elapsed(), 2 * patience, "a change woke who waits for the end");
+            watchers.wake(InstanceKey(1), News::Ending);
+            end.changed(patience).await;
+            assert_eq!(started.elapsed(), 2 * patience, "the end did not wake it");
         }
         assert!(watchers.lock().is_empty());
     }

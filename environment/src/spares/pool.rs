@@ -539,7 +539,7 @@ async fn told(notices: &mut Notices) -> bool {
     loop {
         match notices.next().await {
             Some(Notice::Images | Notice::Everything) => return true,
-            Some(Notice::Instance(_) | Notice::Wakes | Notice::Tokens) => {}
+            Some(Notice::Instance(_) | Notice::Ended(_) | Notice::Wakes | Notice::Tokens) => {}
             None => return false,
         }
     }

@@ -415,7 +415,7 @@ async fn concerned(
                 noticed.all = true;
                 return true;
             }
-            Some(Notice::Wakes | Notice::Tokens | Notice::Images) => {}
+            Some(Notice::Wakes | Notice::Ended(_) | Notice::Tokens | Notice::Images) => {}
             None => return false,
         }
     }

@@ -166,5 +166,5 @@ pub(super) const IMAGES: Stmt = stmt!(
             (SELECT COUNT(*) FROM image_chunk c WHERE c.digest = m.digest) AS n,
             (SELECT COALESCE(MAX(number), 0) FROM image_chunk c WHERE c.digest = m.digest) AS top,
             (SELECT CAST(COALESCE(SUM(LENGTH(data)), 0) AS BIGINT) FROM image_chunk c WHERE c.digest = m.digest) AS bytes
-       FROM image m WHERE m.digest > $1 ORDER BY m.digest LIMIT $2"
+       FROM image m WHERE m.digest > $1 ORDER BY m.digest LIMIT 0 + $2"
 );

@@ -11,6 +11,7 @@ use crate::db::{self, TestDb, code, name};
 
 contract! {
     the_same_start_is_one_instance,
+    a_start_answers_what_would_be_read,
     another_start_under_the_same_id_is_refused_by_name,
     two_processes_start_one_id_once,
     a_delayed_start_is_due_at_its_time,
@@ -30,6 +31,26 @@ async fn the_same_start_is_one_instance(db: TestDb) {
     let life = db.life(&db::id("a")).await;
     assert_eq!((life.status(), life.wake_at()), (Status::Pending, Some(db::START)));
     assert_eq!(db.timeline(&db::id("a")).await, ["started"]);
+}
+
+async fn a_start_answers_what_would_be_read(db: TestDb) {
+    let at = db::START + Duration::from_mins(1);
+    let full = StartRequest {
+        start_at: Some(at),
+        limit: Some(Duration::from_hours(1)),
+        priority: 7,
+        env: [("KEY".to_owned(), "value".to_owned())].into(),
+        ..db::request("full")
+    };
+    for (request, limited) in [(db::request("plain"), false), (full, false), (db::request("limited"), true)] {
+        if limited {
+            db.quotas(db::quotas().running(1)).await;
+        }
+        let (tenant, id) = (request.tenant.clone(), request.id.clone());
+        let made = db.store.start(request).await.expect("a start").as_made.expect("it is new");
+        assert_eq!(made.limited, limited);
+        assert_eq!(*made, db.store.instance_detail(&tenant, &id).await.expect("it is there"));
+    }
 }
 
 async fn another_start_under_the_same_id_is_refused_by_name(db: TestDb) {
