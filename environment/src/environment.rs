@@ -29,6 +29,7 @@ use tracing::{Instrument as _, info, warn};
 use crate::{
     attempts::{AttemptId, Attempts, Retention},
     condition::Condition,
+    eager::Desk,
     house::House,
     images::{DEFAULT_MAX_BYTES, Images},
     launcher::{DEFAULT_OPEN_FILES, Launcher, Surroundings},
@@ -145,6 +146,8 @@ pub struct Handle {
     pub slots: Slots,
     /// Whether it claims, and why not.
     pub condition: Condition,
+    /// Lets starts in that are claimed at once.
+    pub desk: Desk,
     end_processes: CancellationToken,
 }
 
@@ -277,7 +280,7 @@ impl Environment {
         let_go: &CancellationToken,
     ) -> JoinSet<Result<Part, Error>> {
         let Self { options, store, lease, handle, .. } = self;
-        let Handle { attempts, launcher, slots, condition, .. } = handle.clone();
+        let Handle { attempts, launcher, slots, condition, desk, .. } = handle.clone();
         let (pool, spares) = Pool::new(
             store.clone(),
             launcher.clone(),
@@ -303,6 +306,7 @@ impl Environment {
             slots,
             condition,
             starts,
+            desk,
         );
         let house = House::new(store.clone(), handle.images.clone(), handle.attempts.clone());
         let keeper = self.keeper();
@@ -425,7 +429,8 @@ async fn open_parts(directory: &DataDirectory, options: &Options) -> Result<Hand
         let launcher = Launcher::open(&data, images.clone(), attempts.clone(), surroundings)?;
         let condition = Condition::new(slots.clone(), launcher.in_force());
         let end_processes = CancellationToken::new();
-        Ok(Handle { node, images, attempts, launcher, slots, condition, end_processes })
+        let desk = Desk::default();
+        Ok(Handle { node, images, attempts, launcher, slots, condition, desk, end_processes })
     });
     opened.await?.map_err(|source| Error::Io { what: "its folders cannot be made", source })
 }

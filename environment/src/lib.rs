@@ -11,6 +11,7 @@
 //! - [`pace`]: how many launches are under way at once, found by measuring.
 //! - [`watch`]: watches the other nodes' leases, and takes over what lost ones held.
 //! - [`scheduler`]: claims due wakes while slots are free.
+//! - [`eager`]: starts that are claimed where they are asked for.
 //! - `spares`: processes that stand ready.
 //! - [`supervisor`]: exits, output, adoption after a restart.
 //! - [`management`]: the server that controllers talk to.
@@ -25,6 +26,7 @@ pub mod attempts;
 pub mod condition;
 pub mod config;
 mod cores;
+pub mod eager;
 pub mod environment;
 mod house;
 pub mod images;

@@ -247,10 +247,20 @@ impl Slots {
         self.total().saturating_sub(self.used())
     }
 
-    /// Takes one, also when none is free: for what runs already. Whoever wants to start
-    /// something looks at [`free`](Self::free) first, and is alone in doing so.
+    /// Takes one, also when none is free: for what runs already, or was claimed.
     pub fn take(&self) -> Slot {
         self.shared.used.fetch_add(1, Ordering::AcqRel);
+        self.taken()
+    }
+
+    /// Takes one if one is free.
+    pub(crate) fn take_free(&self) -> Option<Slot> {
+        let more = |used| (used < self.shared.total).then_some(used + 1);
+        self.shared.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).ok()?;
+        Some(self.taken())
+    }
+
+    fn taken(&self) -> Slot {
         self.shared.changed.notify_one();
         Slot { shared: Arc::clone(&self.shared) }
     }

@@ -117,10 +117,12 @@ impl Pace {
         Self { shared: Arc::new(Shared { state: Mutex::new(state), freed: Notify::new() }) }
     }
 
-    /// How many more launches may begin now.
+    /// How many more launches may begin now: none until a quarter of the room is free, so that what waits is
+    /// claimed several at a time.
     pub fn room(&self) -> usize {
         let state = self.shared.lock();
-        state.measure.room.saturating_sub(state.under_way)
+        let free = state.measure.room.saturating_sub(state.under_way);
+        if free * 4 < state.measure.room { 0 } else { free }
     }
 
     /// Returns once a launch is no longer under way since the last call.
@@ -128,10 +130,10 @@ impl Pace {
         self.shared.freed.notified().await;
     }
 
-    /// A claim was made of an instance of `image`.
-    pub fn begin(&self, image: Digest) -> UnderWay {
+    /// A launch begins.
+    pub fn begin(&self) -> UnderWay {
         self.shared.lock().under_way += 1;
-        UnderWay { shared: Arc::clone(&self.shared), image, since: Instant::now(), took: None }
+        UnderWay { shared: Arc::clone(&self.shared), image: None, since: Instant::now(), took: None }
     }
 }
 
@@ -146,12 +148,19 @@ impl Shared {
 #[derive(Debug)]
 pub struct UnderWay {
     shared: Arc<Shared>,
-    image: Digest,
+    image: Option<Digest>,
     since: Instant,
     took: Option<Duration>,
 }
 
 impl UnderWay {
+    /// It is one of this image; of one of none nothing is measured.
+    #[must_use]
+    pub fn of(mut self, image: Digest) -> Self {
+        self.image = Some(image);
+        self
+    }
+
     /// Its process has registered, or has ended: so long did it take.
     pub fn over(mut self) {
         self.took = Some(self.since.elapsed());
@@ -167,8 +176,8 @@ impl Drop for UnderWay {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         state.under_way -= 1;
-        if let Some(took) = self.took {
-            let ratio = state.best.ratio(self.image, took);
+        if let (Some(image), Some(took)) = (self.image, self.took) {
+            let ratio = state.best.ratio(image, took);
             state.measure.took(ratio);
         }
         drop(state);
@@ -233,10 +242,21 @@ mod tests {
         assert!(best.ratio(IMAGE, slow) <= 1.0);
     }
 
+    #[test]
+    fn room_is_given_by_the_quarter() {
+        let pace = Pace::new(1, 8);
+        let mut under_way: Vec<_> = (0..8).map(|_| pace.begin()).collect();
+        let mut rooms = Vec::new();
+        while under_way.pop().is_some() {
+            rooms.push(pace.room());
+        }
+        assert_eq!(rooms, [0, 2, 3, 4, 5, 6, 7, 8]);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_launch_takes_its_place_until_it_is_over() {
         let pace = Pace::new(1, 2);
-        let (one, other) = (pace.begin(IMAGE), pace.begin(IMAGE));
+        let (one, other) = (pace.begin().of(IMAGE), pace.begin().of(IMAGE));
         assert_eq!(pace.room(), 0);
         one.over();
         pace.freed().await;

@@ -14,7 +14,7 @@ use std::{collections::BTreeMap, sync::Arc, thread, time::Duration};
 
 use dormouse_core::{
     fault,
-    store::{self, Claim, NodeLease, Notice, Notices, Store},
+    store::{self, Claim, Claimant, Kind, NodeLease, Notice, Notices, Store},
     timings::{self, Laps},
 };
 use dormouse_proto::code::{Coded, Retry};
@@ -29,6 +29,7 @@ use tracing::{debug, warn};
 use crate::{
     attempts::AttemptId,
     condition::Condition,
+    eager::{self, Desk},
     launcher::Launch,
     node::Slots,
     pace::Pace,
@@ -92,6 +93,7 @@ pub struct WakeScheduler {
     nudge: Arc<Notify>,
     pace: Pace,
     ends: Ends,
+    desk: Desk,
 }
 
 /// Where claims are taken from when more is due than is taken: the oldest wakes first, but one in
@@ -132,16 +134,43 @@ impl WakeScheduler {
         slots: Slots,
         condition: Condition,
         supervisor: supervisor::Handle,
+        desk: Desk,
     ) -> (Self, Handle) {
         let nudge = Arc::new(Notify::new());
         let handle = Handle { nudge: Arc::clone(&nudge) };
         let processors = thread::available_parallelism().map_or(1, usize::from);
         let (pace, ends) = (Pace::new(processors, slots.total()), Ends::default());
-        (Self { options, store, lease, slots, condition, supervisor, nudge, pace, ends }, handle)
+        (Self { options, store, lease, slots, condition, supervisor, nudge, pace, ends, desk }, handle)
     }
 
     /// Runs until `shutdown`; fails only if trying again cannot help.
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), store::Error> {
+        self.open_desk();
+        let ended = self.claim_until(&shutdown).await;
+        self.desk.close().await;
+        ended
+    }
+
+    /// Starts are claimed as they come. In a cluster they are not: whichever node has room takes them, and not the
+    /// one that all controllers happen to ask.
+    fn open_desk(&self) {
+        if self.store.kind() == Kind::Sqlite {
+            self.desk.open(eager::Work {
+                claimant: Claimant {
+                    lease: self.lease.clone(),
+                    launch_deadline: self.options.launch_deadline,
+                },
+                register_within: self.options.register_within(),
+                slots: self.slots.clone(),
+                pace: self.pace.clone(),
+                condition: self.condition.clone(),
+                supervisor: self.supervisor.clone(),
+                nudge: Arc::clone(&self.nudge),
+            });
+        }
+    }
+
+    async fn claim_until(&mut self, shutdown: &CancellationToken) -> Result<(), store::Error> {
         let mut notices = self.store.notices();
         let mut changes = self.condition.subscribe();
         let mut limits_at = Instant::now();
@@ -155,6 +184,7 @@ impl WakeScheduler {
                     Pass { next_in: self.options.retry_after, full: false }
                 }
             };
+            self.desk.caught_up(!pass.full && !pass.next_in.is_zero());
             // A zero pause too: somebody may wait for the shutdown.
             let pause = pass.next_in.min(self.options.poll);
             tokio::select! {
@@ -174,6 +204,9 @@ impl WakeScheduler {
     /// Takes no input: the database says what is due, by its own clock.
     /// `limits_at`: when a time limit is due next, as far as is known.
     async fn pass(&mut self, limits_at: &mut Instant) -> Result<Pass, store::Error> {
+        if let Some(at) = self.desk.limit() {
+            *limits_at = (*limits_at).min(at);
+        }
         if Instant::now() >= *limits_at {
             *limits_at = Instant::now() + self.expire().await?.min(self.options.poll);
         }
@@ -197,7 +230,7 @@ impl WakeScheduler {
             if let Some(limit) = limit_in(&claim, self.options.launch_deadline) {
                 *limits_at = (*limits_at).min(Instant::now() + limit);
             }
-            let (of, under_way) = (claim.attempt_ref(), self.pace.begin(claim.digest));
+            let (of, under_way) = (claim.attempt_ref(), self.pace.begin().of(claim.digest));
             let (launch, slot) = (launch_of(claim, laps.clone()), self.slots.take());
             let start = Start { of, launch, register_by, slot, under_way };
             if !self.supervisor.start(start).await {
@@ -241,12 +274,12 @@ async fn woken(notices: &mut Notices) -> bool {
 
 /// How long the instance's time limit leaves it. Both moments are of the database's clock, and
 /// `until` was so long after the claim.
-fn limit_in(claim: &Claim, launch_deadline: Duration) -> Option<Duration> {
+pub(crate) fn limit_in(claim: &Claim, launch_deadline: Duration) -> Option<Duration> {
     let claimed_at = claim.until - launch_deadline;
     claim.deadline_at.map(|deadline| deadline.since(claimed_at))
 }
 
-fn launch_of(claim: Claim, laps: Laps) -> Launch {
+pub(crate) fn launch_of(claim: Claim, laps: Laps) -> Launch {
     let Claim { tenant, id, instance, attempt, token, workflow, digest, env, .. } = claim;
     let env: BTreeMap<String, String> = env;
     Launch {

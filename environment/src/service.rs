@@ -137,6 +137,7 @@ impl Service {
             store,
             images: handle.images.clone(),
             attempts: handle.attempts.clone(),
+            desk: handle.desk.clone(),
             this_node: describe(handle.clone(), cores.known()),
         };
         Ok(Self { node, server, parts, handle, cores })

@@ -10,6 +10,7 @@ use std::{
 use dormouse_core::store::{Database, NewNode, NodeReport, Options as StoreOptions, Store};
 use dormouse_environment::{
     attempts::{Attempts, Retention},
+    eager::Desk,
     images::{DEFAULT_MAX_BYTES, Images},
     management::{Options as ServerOptions, Parts, Server, ThisNode},
 };
@@ -56,6 +57,7 @@ impl Services {
             store: self.store.clone(),
             images: Images::open(data, DEFAULT_MAX_BYTES).expect("a folder"),
             attempts: self.attempts.clone(),
+            desk: Desk::default(),
             this_node: Arc::new(|| ThisNode {
                 id: "hazel".to_owned(),
                 slots: 2,

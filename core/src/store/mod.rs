@@ -99,7 +99,7 @@ pub use stamps::Stamp;
 pub use start::{StartRequest, Started};
 pub use tenants::{RunningQuota, TenantUse};
 pub use tokens::{NewToken, Standing, Token};
-pub use wakes::{Claim, Claims};
+pub use wakes::{Claim, Claimant, Claims};
 
 use commit::{Reader, Request, Writer};
 use notices::Hub;

@@ -165,10 +165,12 @@ const LIST: Stmt = stmt!(
 
 /// Holds the node's row for the transaction; refused if the lease is not held any more.
 pub(super) async fn hold(tx: &mut Tx<'_>, lease: &NodeLease) -> Result<()> {
-    match tx.fetch_optional(&HOLD, args![&lease.node, lease.epoch]).await? {
-        Some(_) => Ok(()),
-        None => Err(why_not_held(tx, lease).await?),
-    }
+    if is_held(tx, lease).await? { Ok(()) } else { Err(why_not_held(tx, lease).await?) }
+}
+
+/// Holds the node's row for the transaction if the lease is held still.
+pub(super) async fn is_held(tx: &mut Tx<'_>, lease: &NodeLease) -> Result<bool> {
+    Ok(tx.fetch_optional(&HOLD, args![&lease.node, lease.epoch]).await?.is_some())
 }
 
 /// Whether watchers took it, or somebody else with the same id.

@@ -245,6 +245,6 @@ impl Store {
         }
         let origin = self.resolve(tenant, &request.retry_of).await?;
         let (start, origin) = self.read(Resolve { request, origin }).await?;
-        self.start_as(start, Some(Arc::new(origin))).await
+        Ok(self.start_as(start, Some(Arc::new(origin)), None).await?.0)
     }
 }

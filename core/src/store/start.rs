@@ -14,6 +14,7 @@ use super::{
     retry::{self, Origin},
     sql::{Stmt, Tx, args, stmt},
     tenants,
+    wakes::{Claim, Claimant},
 };
 use crate::domain::{
     event::EventKind,
@@ -140,7 +141,12 @@ struct Start {
     stored: Option<u64>,
     /// Whom it retries.
     origin: Option<Arc<Origin>>,
+    /// Who launches it if it is due at once.
+    claimant: Option<Arc<Claimant>>,
 }
+
+/// What was started, and the claim of it if it was claimed too.
+type Made = (Started, Option<Claim>);
 
 /// Which quotas its tenant has.
 struct Quotas {
@@ -157,7 +163,7 @@ enum Place {
 
 impl Request for Start {
     /// `None`: the tenant has a quota of stored instances, so count them and ask again.
-    type Answer = Option<Started>;
+    type Answer = Option<Made>;
 
     fn timed(&self) -> Option<timings::Request> {
         Some(timings::Request::Start)
@@ -167,9 +173,9 @@ impl Request for Start {
         LockOrder::Start(self.request.tenant.clone(), self.request.id.clone())
     }
 
-    async fn run(&self, tx: &mut Tx<'_>) -> Result<Option<Started>> {
+    async fn run(&self, tx: &mut Tx<'_>) -> Result<Option<Made>> {
         let quotas = match self.look(tx).await? {
-            Place::Taken(existing) => return Ok(Some(existing)),
+            Place::Taken(existing) => return Ok(Some((existing, None))),
             Place::Free(quotas) => quotas,
         };
         let image = self.image(tx).await?;
@@ -186,23 +192,28 @@ impl Request for Start {
             tenants::take_start(tx, tenant).await?;
         }
         let now = tx.now().await?;
-        if let Some(started) = self.insert(tx, image, workflow, quotas.running, now).await? {
-            return Ok(Some(started));
+        if let Some(made) = self.insert(tx, image, workflow, quotas.running, now).await? {
+            return Ok(Some(made));
         }
         // Another process was faster between our look and our insert.
         match self.look(tx).await? {
-            Place::Taken(existing) => Ok(Some(existing)),
+            Place::Taken(existing) => Ok(Some((existing, None))),
             Place::Free(_) => Err(Error::Broken { table: "instance".to_owned(), rows: 0 }),
         }
     }
 }
 
 impl Start {
-    fn new(request: Arc<StartRequest>, stored: Option<u64>, origin: Option<Arc<Origin>>) -> Self {
+    fn new(
+        request: Arc<StartRequest>,
+        stored: Option<u64>,
+        origin: Option<Arc<Origin>>,
+        claimant: Option<Arc<Claimant>>,
+    ) -> Self {
         let env = serde_json::to_string(&request.env).expect("a map of texts is JSON");
         let fingerprint =
             origin.as_ref().map_or_else(|| fingerprint(&request, &env), |origin| origin.fingerprint.clone());
-        Self { request, env, fingerprint, stored, origin }
+        Self { request, env, fingerprint, stored, origin, claimant }
     }
 
     async fn image(&self, tx: &mut Tx<'_>) -> Result<FoundImage> {
@@ -246,7 +257,7 @@ impl Start {
         workflow: Name,
         limited: bool,
         now: Micros,
-    ) -> Result<Option<Started>> {
+    ) -> Result<Option<Made>> {
         let request = &*self.request;
         let wake_at = request.start_at.unwrap_or(now).max(now);
         let life = Life::start(wake_at, request.limit.map(|limit| now + limit));
@@ -272,15 +283,23 @@ impl Start {
         ];
         let Some(row) = tx.write_fetch(&INSERT, args).await?.pop() else { return Ok(None) };
         let instance = row.instance("key")?;
-        tx.notify(Notice::Wakes);
-        let as_made = if let Some(origin) = &self.origin {
+        let started = |as_made| Started { instance, existed: false, image_changed: false, as_made };
+        if let Some(origin) = &self.origin {
             retry::take_over(tx, origin, (&request.tenant, &request.id, instance), now).await?;
-            None
-        } else {
-            let made = self.row(instance, image, workflow, life, now);
-            Some(Box::new(self.detail(made, limited)))
+            tx.notify(Notice::Wakes);
+            return Ok(Some((started(None), None)));
+        }
+        let mut made = self.row(instance, image, workflow, life, now);
+        let claim = match &self.claimant {
+            // Who may run is decided among all that are due.
+            Some(claimant) if !limited => claimant.take(tx, &mut made, &request.env, now).await?,
+            _ => None,
         };
-        Ok(Some(Started { instance, existed: false, image_changed: false, as_made }))
+        if claim.is_none() {
+            tx.notify(Notice::Wakes);
+        }
+        let as_made = Some(Box::new(self.detail(made, limited)));
+        Ok(Some((started(as_made), claim)))
     }
 
     /// The row that was just made, as it is read.
@@ -365,15 +384,27 @@ impl Store {
     /// Starts an instance, or finds the one that the same request started before. Another
     /// start under the same id is refused with ALREADY_EXISTS and names what differs.
     pub async fn start(&self, request: StartRequest) -> Result<Started> {
-        self.start_as(request, None).await
+        Ok(self.start_as(request, None, None).await?.0)
     }
 
-    /// As [`Self::start`], perhaps the retry of another.
+    /// As [`Self::start`]; an instance that is new, due at once and of a tenant without a quota of running ones is
+    /// claimed in the same transaction, before whatever else is due, by a claimant that holds its lease. Its
+    /// launch is the caller's. If the answer is lost, the claim heals as one of [`Self::claim_due`].
+    pub async fn start_claimed(
+        &self,
+        request: StartRequest,
+        claimant: Claimant,
+    ) -> Result<(Started, Option<Claim>)> {
+        self.start_as(request, None, Some(Arc::new(claimant))).await
+    }
+
+    /// As [`Self::start`], perhaps the retry of another, perhaps claimed.
     pub(super) async fn start_as(
         &self,
         request: StartRequest,
         origin: Option<Arc<Origin>>,
-    ) -> Result<Started> {
+        claimant: Option<Arc<Claimant>>,
+    ) -> Result<Made> {
         self.check_payload("start.input", &request.input)?;
         self.check_env(&request.env)?;
         if request.priority > 9 {
@@ -385,13 +416,14 @@ impl Store {
         let mut place = self.known_place(&request.tenant);
         loop {
             let stored = place.as_ref().map(|place| place.before);
-            match self.write_start(Start::new(Arc::clone(&request), stored, origin.clone())).await {
+            let start = Start::new(Arc::clone(&request), stored, origin.clone(), claimant.clone());
+            match self.write_start(start).await {
                 Ok(None) => place = Some(self.place(&request.tenant).await?),
-                Ok(Some(started)) => {
-                    if started.existed {
+                Ok(Some(made)) => {
+                    if made.0.existed {
                         place.into_iter().for_each(tenants::Place::give_back);
                     }
-                    return Ok(started);
+                    return Ok(made);
                 }
                 // It may be stored: the place stays taken until the next count.
                 Err(error @ Error::Unconfirmed(_)) => return Err(error),
@@ -448,31 +480,43 @@ mod tests {
 
     #[test]
     fn a_fingerprint_names_what_differs() {
-        let first = Start::new(Arc::new(request()), None, None);
+        let first = Start::new(Arc::new(request()), None, None, None);
         assert!(
-            differing(&first.fingerprint, &Start::new(Arc::new(request()), None, None).fingerprint, false)
-                .is_empty()
+            differing(
+                &first.fingerprint,
+                &Start::new(Arc::new(request()), None, None, None).fingerprint,
+                false
+            )
+            .is_empty()
         );
         let other = StartRequest { input: Payload::json("2"), priority: 6, ..request() };
         assert_eq!(
-            differing(&first.fingerprint, &Start::new(Arc::new(other), None, None).fingerprint, false),
+            differing(&first.fingerprint, &Start::new(Arc::new(other), None, None, None).fingerprint, false),
             ["input", "priority"]
         );
     }
 
     #[test]
     fn who_follows_the_image_may_bring_another_version() {
-        let first = Start::new(Arc::new(request()), None, None);
+        let first = Start::new(Arc::new(request()), None, None, None);
         let version = Name::parse("version", "2").expect("valid");
         let next = StartRequest { version: Some(version), ..request() };
         assert_eq!(
-            differing(&first.fingerprint, &Start::new(Arc::new(next.clone()), None, None).fingerprint, false),
+            differing(
+                &first.fingerprint,
+                &Start::new(Arc::new(next.clone()), None, None, None).fingerprint,
+                false
+            ),
             ["version"]
         );
         let following = StartRequest { follow_image: true, ..next };
         assert!(
-            differing(&first.fingerprint, &Start::new(Arc::new(following), None, None).fingerprint, true)
-                .is_empty()
+            differing(
+                &first.fingerprint,
+                &Start::new(Arc::new(following), None, None, None).fingerprint,
+                true
+            )
+            .is_empty()
         );
     }
 }

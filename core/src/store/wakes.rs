@@ -1,10 +1,11 @@
-//! The one path that starts attempts: claim due wakes (invariant 4).
+//! The one path that starts attempts: claim due wakes (invariant 4). The wake of an instance that is made and due
+//! at once may be claimed by the transaction that makes it ([`Claimant`]).
 //!
 //! A claim reads the clock first (late is harmless, early impossible), holds its node's row
 //! and takes rows that nobody holds, by priority, each a range of the wake index; while tenants
 //! have quotas of running instances, by priority and tenant (`turns`).
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, slice, time::Duration};
 
 use super::{
     Notice, Store,
@@ -12,6 +13,7 @@ use super::{
     commit::Request,
     damage,
     error::{Error, Result},
+    instances::Instance,
     life::{self, life_columns},
     nodes::{self, NodeLease, held},
     sql::{Row, Stmt, Tx, args, stmt},
@@ -20,6 +22,7 @@ use super::{
 use crate::domain::{
     event::EventKind,
     id::{Attempt, AttemptToken, Digest, InstanceId, InstanceKey, Name, Tenant},
+    instance::Life,
     time::Micros,
     wake::WakeReason,
 };
@@ -180,12 +183,20 @@ pub struct Claims {
 /// Pause before another look at wakes that are due but held by somebody's transaction.
 const HELD: Duration = Duration::from_millis(20);
 
+/// Who claims, and how long it may take to launch.
+#[derive(Clone, Debug)]
+pub struct Claimant {
+    /// The node, by its lease.
+    pub lease: NodeLease,
+    /// From a claim to its registration; the wake is due again after it.
+    pub launch_deadline: Duration,
+}
+
 struct ClaimDue {
-    lease: NodeLease,
+    claimant: Claimant,
     limit: u32,
     /// How many of them may come from the newest end of what is due.
     newest: u32,
-    launch_deadline: Duration,
 }
 
 impl Request for ClaimDue {
@@ -225,10 +236,10 @@ impl Request for ClaimDue {
 impl ClaimDue {
     /// Holds the node's lease, and looks at what is scheduled.
     async fn hold(&self, tx: &mut Tx<'_>) -> Result<NextWakes> {
-        let rows = tx.fetch(&HOLD, args![&self.lease.node, self.lease.epoch]).await?;
+        let rows = tx.fetch(&HOLD, args![&self.claimant.lease.node, self.claimant.lease.epoch]).await?;
         match rows.first().map(|row| row.int("held")).transpose()? {
             Some(1) => NextWakes::of(&rows),
-            _ => Err(nodes::why_not_held(tx, &self.lease).await?),
+            _ => Err(nodes::why_not_held(tx, &self.claimant.lease).await?),
         }
     }
 
@@ -250,7 +261,7 @@ impl ClaimDue {
                 newest -= newest.min(u32::try_from(rows.len()).unwrap_or(u32::MAX));
             }
         }
-        self.write(tx, &claims, now).await?;
+        self.claimant.write(tx, &claims, now).await?;
         Ok(claims)
     }
 
@@ -276,7 +287,7 @@ impl ClaimDue {
                 }
             }
         }
-        self.write(tx, &claims, now).await?;
+        self.claimant.write(tx, &claims, now).await?;
         let next = turns::heads(tx).await?;
         let next = next.iter().filter(|head| !rooms.is_full(&head.tenant)).map(|head| head.wake_at).min();
         Ok((claims, next))
@@ -307,8 +318,7 @@ impl ClaimDue {
     /// Reads all that a claim needs, before anything is written.
     fn judge(&self, row: &Row, now: Micros) -> Result<Option<Claim>> {
         let locked = life::read(row)?;
-        let until = now + self.launch_deadline;
-        let Some(next) = locked.life.claim(&self.lease.node, until, now) else { return Ok(None) };
+        let Some((next, until)) = self.claimant.judge(&locked.life, now) else { return Ok(None) };
         let env = row.text("env")?;
         Ok(Some(Claim {
             instance: locked.key,
@@ -325,6 +335,48 @@ impl ClaimDue {
             tenant: locked.tenant,
             id: locked.id,
         }))
+    }
+}
+
+impl Claimant {
+    /// The life of a claimed instance, and its launch deadline; none: it is not to be launched now.
+    fn judge(&self, life: &Life, now: Micros) -> Option<(Life, Micros)> {
+        let until = now + self.launch_deadline;
+        Some((life.claim(&self.lease.node, until, now)?, until))
+    }
+
+    /// Claims an instance that this transaction has just made, and says so in it. None: it is not due, or the node
+    /// does not hold its lease; then it waits as any other.
+    pub(super) async fn take(
+        &self,
+        tx: &mut Tx<'_>,
+        made: &mut Instance,
+        env: &BTreeMap<String, String>,
+        now: Micros,
+    ) -> Result<Option<Claim>> {
+        let Some((next, until)) = self.judge(&made.life, now) else { return Ok(None) };
+        if !nodes::is_held(tx, &self.lease).await? {
+            return Ok(None);
+        }
+        let claim = Claim {
+            instance: made.key,
+            tenant: made.tenant.clone(),
+            id: made.id.clone(),
+            attempt: next.attempt,
+            token: fresh_token()?,
+            workflow: made.workflow.clone(),
+            image: made.image.clone(),
+            version: made.version.clone(),
+            digest: made.digest,
+            env: env.clone(),
+            reason: made.life.wake_reason(now),
+            until,
+            deadline_at: next.deadline_at,
+        };
+        self.write(tx, slice::from_ref(&claim), now).await?;
+        made.life = next;
+        made.revision += 1;
+        Ok(Some(claim))
     }
 
     /// Writes the claims, and that they were made.
@@ -428,7 +480,7 @@ impl Store {
         newest: u32,
         launch_deadline: Duration,
     ) -> Result<Claims> {
-        let newest = newest.min(limit);
-        self.write_node(ClaimDue { lease: lease.clone(), limit, newest, launch_deadline }).await
+        let claimant = Claimant { lease: lease.clone(), launch_deadline };
+        self.write_node(ClaimDue { claimant, limit, newest: newest.min(limit) }).await
     }
 }

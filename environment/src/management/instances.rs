@@ -58,7 +58,12 @@ impl Context {
             priority: u8::try_from(request.priority.unwrap_or(0)).unwrap_or(u8::MAX),
             follow_image: request.follow_image,
         };
-        self.store().start(start).await.map_err(|error| refuse(&error))
+        let place = if start.start_at.is_none() { self.shared.parts.desk.place() } else { None };
+        let started = match place {
+            Some(place) => place.start(self.store().clone(), start).await,
+            None => self.store().start(start).await,
+        };
+        started.map_err(|error| refuse(&error))
     }
 
     /// As an ended instance was started; what is empty or left out is as it was.

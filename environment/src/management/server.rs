@@ -41,6 +41,7 @@ use super::{
 };
 use crate::{
     attempts::Attempts,
+    eager::Desk,
     images::Images,
     limits::{self, LEAVE_WITHIN},
 };
@@ -122,6 +123,8 @@ pub struct Parts {
     pub images: Images,
     /// The output of this node's processes.
     pub attempts: Attempts,
+    /// Lets starts in that this node claims at once.
+    pub desk: Desk,
     /// Asks the node about itself; must not block.
     pub this_node: Arc<dyn Fn() -> ThisNode + Send + Sync>,
 }

@@ -159,6 +159,12 @@ impl Handle {
     pub async fn start(&self, start: Start) -> bool {
         self.starts.send(start).await.is_ok()
     }
+
+    /// Of a supervisor that has ended.
+    #[cfg(test)]
+    pub(crate) fn of_nobody() -> Self {
+        Self { starts: mpsc::channel(1).0 }
+    }
 }
 
 /// How the supervisor ends.

@@ -3,8 +3,13 @@
 use std::time::Duration;
 
 use dormouse_core::{
-    domain::{id::Tenant, instance::Status, payload::Payload},
-    store::StartRequest,
+    domain::{
+        access::Quotas,
+        id::{Attempt, Tenant},
+        instance::Status,
+        payload::Payload,
+    },
+    store::{Claim, Claimant, NodeLease, StartRequest, Started},
 };
 
 use crate::db::{self, TestDb, code, name};
@@ -12,6 +17,8 @@ use crate::db::{self, TestDb, code, name};
 contract! {
     the_same_start_is_one_instance,
     a_start_answers_what_would_be_read,
+    invariant_4_a_start_may_be_claimed_at_once_and_then_is_nobody_elses,
+    a_start_that_may_not_be_claimed_waits_as_any_other,
     another_start_under_the_same_id_is_refused_by_name,
     two_processes_start_one_id_once,
     a_delayed_start_is_due_at_its_time,
@@ -43,14 +50,55 @@ async fn a_start_answers_what_would_be_read(db: TestDb) {
         ..db::request("full")
     };
     for (request, limited) in [(db::request("plain"), false), (full, false), (db::request("limited"), true)] {
-        if limited {
-            db.quotas(db::quotas().running(1)).await;
-        }
         let (tenant, id) = (request.tenant.clone(), request.id.clone());
+        if limited {
+            let quotas = Quotas { running: Some(1), ..Quotas::NONE };
+            db.store.set_quotas(&tenant, quotas).await.expect("set");
+        }
         let made = db.store.start(request).await.expect("a start").as_made.expect("it is new");
         assert_eq!(made.limited, limited);
         assert_eq!(*made, db.store.instance_detail(&tenant, &id).await.expect("it is there"));
     }
+}
+
+async fn invariant_4_a_start_may_be_claimed_at_once_and_then_is_nobody_elses(db: TestDb) {
+    let lease = db.node("n").await;
+    let (started, claim) = start_claimed(&db, &lease, db::request("a")).await;
+    let claim = claim.expect("it is due and the lease is held");
+    assert_eq!((claim.instance, claim.attempt), (started.instance, Attempt(1)));
+    assert_eq!(claim.until, db::START + db::LAUNCH);
+    let made = started.as_made.expect("it is new");
+    assert_eq!(*made, db.store.instance_detail(&db::tenant(), &db::id("a")).await.expect("it is there"));
+    assert_eq!(db.timeline(&db::id("a")).await, ["started", "claimed"]);
+    assert!(db.claim(&lease, 10).await.is_empty(), "it is claimed");
+
+    // As any claim: its token registers, and after the launch deadline it is due again.
+    let (_, slow) = start_claimed(&db, &lease, db::request("b")).await;
+    db.register(&claim).await;
+    db.advance(db::LAUNCH);
+    assert_eq!(db.claim_one(&lease).await.attempt, Attempt(2));
+    let late = db.store.register(&slow.expect("claimed").token).await;
+    assert_eq!(code(late), "FENCED");
+}
+
+async fn a_start_that_may_not_be_claimed_waits_as_any_other(db: TestDb) {
+    let old = db.node("n").await;
+    let lease = db.node("n").await; // the same node's next life
+    let later = StartRequest { start_at: Some(db::START + Duration::from_secs(1)), ..db::request("later") };
+    assert!(start_claimed(&db, &lease, later).await.1.is_none(), "it is not due");
+    assert!(start_claimed(&db, &old, db::request("lost")).await.1.is_none(), "the lease is lost");
+    let (again, claim) = start_claimed(&db, &lease, db::request("lost")).await;
+    assert!(again.existed && claim.is_none(), "it was started before");
+    assert_eq!(db.claim_one(&lease).await.id, db::id("lost"));
+
+    let quotas = Quotas { running: Some(1), ..Quotas::NONE };
+    db.store.set_quotas(&db::tenant(), quotas).await.expect("set");
+    assert!(start_claimed(&db, &lease, db::request("limited")).await.1.is_none(), "its tenant has a quota");
+}
+
+async fn start_claimed(db: &TestDb, lease: &NodeLease, request: StartRequest) -> (Started, Option<Claim>) {
+    let claimant = Claimant { lease: lease.clone(), launch_deadline: db::LAUNCH };
+    db.store.start_claimed(request, claimant).await.expect("a start")
 }
 
 async fn another_start_under_the_same_id_is_refused_by_name(db: TestDb) {
