@@ -209,6 +209,15 @@ impl Attempts {
         Ok(directory)
     }
 
+    /// The way back of [`Self::rename_spare`]: the process there is a spare again and keeps all of it. The name is
+    /// free, since the process left it at the hand-over. Only for a directory that is as it was made: what is in
+    /// it would be the next instance's.
+    pub(crate) fn rename_back(&self, id: &AttemptId, number: u64) -> io::Result<AttemptDirectory> {
+        let spare = AttemptDirectory { path: self.spares.join(number.to_string()) };
+        fs::rename(self.directory(id).path, &spare.path)?;
+        Ok(spare)
+    }
+
     /// Every directory of a spare.
     pub(crate) fn spares(&self) -> io::Result<Vec<AttemptDirectory>> {
         let entries = fs::read_dir(&self.spares)?;

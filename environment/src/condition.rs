@@ -6,7 +6,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use dormouse_core::store::{Drain, NodeReport};
+use dormouse_core::{
+    domain::id::Tenant,
+    store::{Drain, NodeReport},
+};
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
@@ -27,6 +30,30 @@ pub struct Facts {
     pub full_disk: Option<FullDisk>,
     /// What the machine has left.
     pub machine: Machine,
+    /// Images whose spares do not stand by.
+    pub without_spares: Arc<[WithoutSpares]>,
+}
+
+/// An image whose spares do not stand by on a node: they are tried again after longer and longer pauses.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WithoutSpares {
+    /// Whose image: nobody else is told its name.
+    pub tenant: Tenant,
+    /// Its name and version.
+    pub image: String,
+    /// What became of the last one, for people.
+    pub reason: String,
+}
+
+impl WithoutSpares {
+    /// For its owner, with what helps.
+    pub fn sentence(&self) -> String {
+        let Self { image, reason, .. } = self;
+        format!(
+            "spares of {image} do not stand by on this node ({reason}), its instances are launched without; mend the \
+             image and push it, or say `dormouse image set {image} --spares 0`"
+        )
+    }
 }
 
 impl Facts {
@@ -71,7 +98,12 @@ impl Facts {
     }
 
     /// What is told with a renewal.
-    pub fn report(&self, running: usize, in_force: Vec<String>, now: Instant) -> NodeReport {
+    pub fn report(&self, running: usize, mut in_force: Vec<String>, now: Instant) -> NodeReport {
+        match self.without_spares.len() {
+            0 => {}
+            1 => in_force.push("spares of 1 image do not stand by".to_owned()),
+            n => in_force.push(format!("spares of {n} images do not stand by")),
+        }
         NodeReport {
             running: u32::try_from(running).unwrap_or(u32::MAX),
             draining: self.asked != Drain::No,
@@ -150,7 +182,7 @@ mod tests {
         tokio::time::advance(Duration::from_secs(150)).await;
         let full_disk = Some(FullDisk { free: 3 << 20, needed: 64 << 20 });
         let (asked, machine) = (Drain::No, Machine::default());
-        let well = Facts { asked, lease_lost: None, unanswered: None, full_disk: None, machine };
+        let well = Facts { asked, machine, ..Facts::default() };
         let cases = [
             (well.clone(), 3, None),
             (Facts { asked: Drain::Wait, ..well.clone() }, 3, Some("draining: waits for 3 processes")),

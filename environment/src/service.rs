@@ -184,6 +184,7 @@ fn describe(handle: Handle, cores: Known) -> Arc<dyn Fn() -> ThisNode + Send + S
             core_address: cores.addresses().join(", "),
             silent_cores: cores.silent(),
             problems: problem.into_iter().collect(),
+            without_spares: handle.condition.now().without_spares,
         }
     })
 }

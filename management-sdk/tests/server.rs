@@ -65,6 +65,7 @@ impl Services {
                 core_address: "127.0.0.1:1".to_owned(),
                 silent_cores: std::collections::BTreeSet::new(),
                 problems: Vec::new(),
+                without_spares: Arc::default(),
             }),
         };
         let server = Server::bind(options).expect("bound");

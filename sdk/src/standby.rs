@@ -181,13 +181,13 @@ async fn work(
     over: thread_mpsc::Sender<()>,
     timers: tokio::runtime::Handle,
 ) {
-    // Whether there is something to show core, and whether it is still to be said that core knows it.
-    let (mut standing, mut owed) = (false, false);
+    // What there is to show core between two instances, and whether it is still to be said that core knows it.
+    let (mut shown, mut owed) = (None, false);
     loop {
         let task = tokio::select! {
             biased;
             task = queue.recv() => task,
-            refused = stay_ready(&mut line, owed), if standing => match refused {
+            refused = stay_ready(&mut line, owed), if shown.is_some() => match refused {
                 None => {
                     if std::mem::take(&mut owed) {
                         report(fd, Word::Ready);
@@ -199,10 +199,12 @@ async fn work(
         };
         match task {
             Some(Task::StandBy(document)) => {
-                if let Err(reason) = renew(&mut line, *document) {
-                    refuse(&reason);
+                match read(*document) {
+                    Ok(read) => shown = Some(read),
+                    Err(reason) => refuse(&reason),
                 }
-                (standing, owed) = (true, true);
+                show(&mut line, shown.as_ref());
+                owed = true;
             }
             Some(Task::Serve { document, started, output }) => {
                 let stay = document.stay;
@@ -210,9 +212,13 @@ async fn work(
                     // The workflow's thread waits for exactly this.
                     let _ = started.send(Start { ledger, timers: timers.clone() });
                 };
-                standing = false;
                 match line.serve(*document, begin).await {
-                    Fate::Ended if stay && output.flushed() => drop(over.send(())),
+                    Fate::Ended if stay && output.flushed() => {
+                        // The attempt's token is forgotten with it.
+                        show(&mut line, shown.as_ref());
+                        // The main thread waits for exactly this.
+                        let _ = over.send(());
+                    }
                     fate => {
                         line.close().await;
                         leave(&fate, &output)
@@ -233,8 +239,18 @@ async fn stay_ready(line: &mut Line, owed: bool) -> Option<Fate> {
     line.stand_by().await.err()
 }
 
+/// Where core is, and what it is shown.
+type Shown = (LaunchDocument, Standby);
+
 /// From now on this is what core is shown.
-fn renew(line: &mut Line, document: SpareDocument) -> Result<(), String> {
+fn show(line: &mut Line, shown: Option<&Shown>) {
+    let Some((to_core, standby)) = shown else { return };
+    if let Err(reason) = line.renew(to_core.clone(), Some(standby.clone())) {
+        refuse(&reason);
+    }
+}
+
+fn read(document: SpareDocument) -> Result<Shown, String> {
     let SpareDocument { format, standby, core_addresses, authority_pem, addresses_fd } = document;
     if format != FORMAT {
         return Err(format!(
@@ -246,7 +262,7 @@ fn renew(line: &mut Line, document: SpareDocument) -> Result<(), String> {
     }
     let standby = Standby::decode(standby.as_slice()).map_err(|error| error.to_string())?;
     let to_core = LaunchDocument { core_addresses, authority_pem, addresses_fd, ..LaunchDocument::default() };
-    line.renew(to_core, Some(standby))
+    Ok((to_core, standby))
 }
 
 type Received = (order::Order, Vec<OwnedFd>);

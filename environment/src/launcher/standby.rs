@@ -80,7 +80,11 @@ fn launch_in(
         directory.write_record(&spare_record(site, process, &new.image))?;
         fault::point("spare.recorded");
         let document = spare_document(new.standby.clone(), site.surroundings, site.replicas.current());
-        channel.send(Order::StandBy(document), None)?;
+        match channel.send(Order::StandBy(document), None) {
+            // It has ended already: whoever waits for it to be ready hears why.
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
+            sent => sent?,
+        }
         Ok(process)
     });
     match known {

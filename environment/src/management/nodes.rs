@@ -12,6 +12,7 @@ use super::{
     sentence::Capacity,
     server::{Context, ThisNode, refuse},
 };
+use crate::condition::WithoutSpares;
 
 /// The figures of this process.
 pub(super) fn metrics(request: &wire::GetMetrics) -> Result<wire::Metrics, Refusal> {
@@ -30,6 +31,8 @@ impl Context {
     pub(super) async fn health(&self) -> Result<wire::HealthReport, Refusal> {
         let this = self.this_node();
         let mut problems = this.problems.clone();
+        let theirs = this.without_spares.iter().filter(|image| image.tenant == self.tenant);
+        problems.extend(theirs.map(WithoutSpares::sentence));
         // Asks the database whether it can be written, so that a broken one shows.
         let now = self.store().health().await;
         let now = now.unwrap_or_else(|error| {
@@ -150,6 +153,7 @@ mod tests {
             core_address: String::new(),
             silent_cores: std::collections::BTreeSet::new(),
             problems,
+            without_spares: std::sync::Arc::default(),
         }
     }
 

@@ -41,6 +41,7 @@ use super::{
 };
 use crate::{
     attempts::Attempts,
+    condition::WithoutSpares,
     eager::Desk,
     images::Images,
     limits::{self, LEAVE_WITHIN},
@@ -104,6 +105,8 @@ pub struct ThisNode {
     pub silent_cores: BTreeSet<ReplicaId>,
     /// One sentence each; empty: all is well.
     pub problems: Vec<String>,
+    /// Images whose spares do not stand by here: a problem of their tenants.
+    pub without_spares: Arc<[WithoutSpares]>,
 }
 
 impl ThisNode {

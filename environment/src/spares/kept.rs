@@ -2,7 +2,14 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use dormouse_core::{domain::id::Digest, store::Kept as Wish};
+use dormouse_core::{
+    domain::{
+        id::Digest,
+        outcome::{ExitReason, ExitReport},
+    },
+    fault,
+    store::Kept as Wish,
+};
 use dormouse_proto::launch::report::Word;
 use prost::Message as _;
 use tokio::{
@@ -17,7 +24,7 @@ use super::{
     pool::{Of, Shared},
 };
 use crate::{
-    attempts::{AttemptDirectory, Attempts},
+    attempts::{AttemptDirectory, AttemptId, Attempts},
     images::OpenError,
     launcher::{Launch, LaunchError, NewSpare},
     node::SparePlace,
@@ -35,8 +42,10 @@ const READY_AGAIN_WITHIN: Duration = Duration::from_secs(5);
 /// A process that is not needed any more leaves by itself within this time, or is killed.
 const LEAVE_WITHIN: Duration = Duration::from_secs(1);
 
-/// Before a second look at a process that seems to have left something behind.
-const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(5);
+/// Before further looks at a process that seems to have left something behind: the kernel shows a thread for a moment
+/// after it was joined, on a busy machine for longer.
+const LOOK_AGAIN_AFTER: [Duration; 3] =
+    [Duration::from_millis(5), Duration::from_millis(20), Duration::from_millis(80)];
 
 /// A process that waits for an instance.
 #[derive(Debug)]
@@ -52,6 +61,32 @@ pub(super) struct Kept {
     pub(super) place: Option<SparePlace>,
 }
 
+/// Why a process does not stand by.
+#[derive(Debug)]
+pub(super) struct NotReady {
+    /// For people.
+    pub(super) reason: String,
+    /// Somebody else ended it: nothing is wrong with the image.
+    pub(super) killed: bool,
+}
+
+impl From<String> for NotReady {
+    fn from(reason: String) -> Self {
+        Self { reason, killed: false }
+    }
+}
+
+impl NotReady {
+    /// It ended, as the report says.
+    pub(super) fn ended(what: &str, report: Option<&ExitReport>) -> Self {
+        /// SIGKILL: nobody does that to itself.
+        const KILL: i32 = 9;
+        let killed = report.is_some_and(|report| report.reason == ExitReason::Signal(KILL));
+        let how = report.map(|report| format!(": {}", last_words(report))).unwrap_or_default();
+        Self { reason: format!("{what}{how}"), killed }
+    }
+}
+
 /// A process that was made an attempt's.
 #[derive(Debug)]
 pub(crate) struct Handed {
@@ -65,6 +100,7 @@ pub(crate) struct Handed {
 #[derive(Debug)]
 pub(crate) struct Stay {
     of: Of,
+    number: u64,
     served: u32,
     channel: Option<Channel>,
     before: Arc<Look>,
@@ -118,7 +154,7 @@ impl Kept {
         wish: &Wish,
         place: Option<SparePlace>,
         within: Duration,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, NotReady> {
         let new = shared.new_spare(wish).await?;
         let number = new.number;
         let launched = match shared.launcher.launch_spare(new.clone()).await {
@@ -140,8 +176,8 @@ impl Kept {
                 Ok(Self { of, number, served: 0, process, channel, before: Arc::new(before), place })
             }
             Err(reason) => {
-                let told = shared.finish(process, Some(channel)).await;
-                Err(told.map_or(reason.clone(), |told| format!("{reason}: {told}")))
+                let report = shared.finish(process, Some(channel)).await;
+                Err(NotReady::ended(&reason, report.as_ref()))
             }
         }
     }
@@ -187,7 +223,7 @@ impl Kept {
             Ok(directory) => {
                 debug!(number, pid = id.pid, served, "a spare was handed over");
                 let process = process.in_directory(directory);
-                let stay = Stay { of, served, channel: Some(channel), before, taken: false };
+                let stay = Stay { of, number, served, channel: Some(channel), before, taken: false };
                 Ok(Handed { process, stay })
             }
             Err(error) => {
@@ -201,53 +237,125 @@ impl Kept {
             }
         }
     }
+}
 
-    /// A process whose instance has ended becomes a spare again, if it may and has left nothing
-    /// behind. Else it is answered as it is, with its channel closed: it leaves by itself.
-    pub(super) async fn again(
-        shared: &Arc<Shared>,
-        process: Process,
-        stay: Stay,
-        wish: &Wish,
-    ) -> Result<Self, Process> {
-        let Stay { of, served, channel, before, .. } = stay;
+/// A process whose instance has ended and that left nothing behind. It stands where its attempt's files are.
+#[derive(Debug)]
+pub(super) struct Idle {
+    of: Of,
+    number: u64,
+    served: u32,
+    process: Process,
+    channel: Channel,
+    before: Arc<Look>,
+    /// Its directory is as it was made.
+    files_are_unused: bool,
+}
+
+impl Idle {
+    /// Looks whether it may serve another one. Else it is answered as it is, with its channel closed: it leaves
+    /// by itself.
+    pub(super) async fn look_at(process: Process, stay: Stay) -> Result<Self, Process> {
+        let Stay { of, number, served, channel, before, .. } = stay;
         let Some(channel) = channel else { return Err(process) };
-        let mut left = look(&process).await.map(|now| now.left_since(&before));
-        if matches!(left, Ok(Some(_))) {
-            // The kernel shows a thread for a moment after it was joined.
-            sleep(LOOK_AGAIN_AFTER).await;
-            left = look(&process).await.map(|now| now.left_since(&before));
+        let mut now = look(&process).await;
+        for pause in LOOK_AGAIN_AFTER {
+            if !now.as_ref().is_ok_and(|now| now.left_since(&before).is_some()) {
+                break;
+            }
+            sleep(pause).await;
+            now = look(&process).await;
         }
-        match left {
-            Ok(None) => {}
-            Ok(Some(left)) => {
-                info!(pid = process.id().pid, "not used again: its instance left {left}");
-                return Err(process);
+        let pid = process.id().pid;
+        match now.map(|now| (now.left_since(&before), now.files_are_unused(&before))) {
+            Ok((None, files_are_unused)) => {
+                let served = served + 1;
+                Ok(Self { of, number, served, process, channel, before, files_are_unused })
+            }
+            Ok((Some(left), _)) => {
+                info!(pid, "not used again: its instance left {left}");
+                Err(process)
             }
             Err(error) => {
-                info!(pid = process.id().pid, %error, "not used again: it cannot be looked at");
-                return Err(process);
+                info!(pid, %error, "not used again: it cannot be looked at");
+                Err(process)
             }
         }
-        let place = Some(shared.slots.take_spare());
+    }
+
+    /// Makes it a spare again: with the attempt's directory if that is unused, else with a new one, and then the
+    /// attempt's is left as it is. After an error it has ended, and all files are where they were.
+    pub(super) async fn move_out(self, shared: &Shared, id: &AttemptId) -> Result<(Kept, Files), ()> {
+        let wish = shared.wish(&self.of);
+        let Some(wish) = wish.filter(|wish| self.served < wish.reuse && !shared.closing.is_cancelled())
+        else {
+            self.end().await;
+            return Err(());
+        };
+        if self.files_are_unused {
+            let (attempts, id, number) = (shared.attempts.clone(), id.clone(), self.number);
+            let renamed = spawn_blocking(move || attempts.rename_back(&id, number)).await;
+            match renamed.map_err(io::Error::other).flatten() {
+                Ok(directory) => {
+                    fault::point("spare.moved_back");
+                    return Ok((self.kept(directory), Files::Taken));
+                }
+                // A new one will do.
+                Err(error) => debug!(%error, "a directory was not used again"),
+            }
+        }
+        self.refit(shared, &wish).await.map(|kept| (kept, Files::Left))
+    }
+
+    async fn refit(mut self, shared: &Shared, wish: &Wish) -> Result<Kept, ()> {
         let new = match shared.new_spare(wish).await {
             Ok(new) => new,
             Err(reason) => {
                 debug!(reason, "not used again");
-                return Err(process);
+                self.end().await;
+                return Err(());
             }
         };
-        let (number, id, launcher) = (new.number, process.id(), shared.launcher.clone());
+        self.number = new.number;
+        let (id, launcher, channel) = (self.process.id(), shared.launcher.clone(), self.channel);
         let refitted = spawn_blocking(move || (launcher.refit(&new, id, &channel), channel)).await;
-        let Ok((Ok(directory), channel)) = refitted else { return Err(process) };
-        if let Ok(Some(Word::Ready)) = timeout(READY_AGAIN_WITHIN, channel.report()).await {
-            let process = process.in_directory(directory);
-            return Ok(Self { of, number, served: served + 1, process, channel, before, place });
+        let Ok((refitted, channel)) = refitted else {
+            end_in_place(self.process, None).await;
+            return Err(());
+        };
+        self.channel = channel;
+        let Ok(directory) = refitted else {
+            self.end().await;
+            return Err(());
+        };
+        if let Ok(Some(Word::Ready)) = timeout(READY_AGAIN_WITHIN, self.channel.report()).await {
+            return Ok(self.kept(directory));
         }
-        debug!(number, "not used again: it did not stand by");
+        debug!(number = self.number, "not used again: it did not stand by");
+        self.end().await;
         discard(&shared.attempts, directory).await;
-        Err(process)
+        Err(())
     }
+
+    fn kept(self, directory: AttemptDirectory) -> Kept {
+        let Self { of, number, served, process, channel, before, .. } = self;
+        let process = process.in_directory(directory);
+        Kept { of, number, served, process, channel, before, place: None }
+    }
+
+    /// Ends it. What its instance left in its files stays.
+    pub(super) async fn end(self) {
+        end_in_place(self.process, Some(self.channel)).await;
+    }
+}
+
+/// What became of the files of an attempt whose process serves another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Files {
+    /// They are to be put away.
+    Left,
+    /// There was nothing in them, and the process took them along.
+    Taken,
 }
 
 impl Shared {
@@ -264,37 +372,45 @@ impl Shared {
         })
     }
 
-    /// Ends a process that has no instance, and removes its files. Answers the end of what it
-    /// wrote to standard error, or how it ended.
-    pub(super) async fn finish(&self, process: Process, channel: Option<Channel>) -> Option<String> {
-        drop(channel);
-        if timeout(LEAVE_WITHIN, process.ended()).await.is_err()
-            && let Err(error) = process.kill().await
-        {
-            warn!(%error, "a spare cannot be ended");
-        }
-        let told = match process.collect().await {
-            Ok(exit) => {
-                let tail = exit.report.stderr_tail;
-                let last = tail.lines().rev().find(|line| !line.trim().is_empty()).map(str::to_owned);
-                Some(last.unwrap_or_else(|| exit.report.reason.to_string()))
-            }
-            Err(error) => {
-                warn!(%error, "the end of a spare cannot be collected");
-                None
-            }
-        };
-        discard(&self.attempts, process.directory().clone()).await;
-        told
+    /// Ends a process that has no instance, and removes its files. Answers how it ended.
+    pub(super) async fn finish(&self, process: Process, channel: Option<Channel>) -> Option<ExitReport> {
+        let directory = process.directory().clone();
+        let report = end_in_place(process, channel).await;
+        discard(&self.attempts, directory).await;
+        report
     }
 
     /// Ends what waits for an instance.
-    pub(super) async fn end(&self, kept: Kept) {
+    pub(super) async fn end(&self, kept: Kept) -> Option<ExitReport> {
         let Kept { process, channel, number, place, .. } = kept;
         drop(place);
-        self.finish(process, Some(channel)).await;
+        let report = self.finish(process, Some(channel)).await;
         debug!(number, "a spare was ended");
+        report
     }
+}
+
+/// Ends a process that has no instance, and leaves its files. Answers as [`Shared::finish`].
+async fn end_in_place(process: Process, channel: Option<Channel>) -> Option<ExitReport> {
+    drop(channel);
+    if timeout(LEAVE_WITHIN, process.ended()).await.is_err()
+        && let Err(error) = process.kill().await
+    {
+        warn!(%error, "a spare cannot be ended");
+    }
+    match process.collect().await {
+        Ok(exit) => Some(exit.report),
+        Err(error) => {
+            warn!(%error, "the end of a spare cannot be collected");
+            None
+        }
+    }
+}
+
+/// The end of what it wrote to standard error, or how it ended.
+fn last_words(report: &ExitReport) -> String {
+    let last = report.stderr_tail.lines().rev().find(|line| !line.trim().is_empty());
+    last.map_or_else(|| report.reason.to_string(), str::to_owned)
 }
 
 async fn fetch(shared: &Shared, digest: Digest) -> Result<(), String> {

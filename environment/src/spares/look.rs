@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -41,6 +42,53 @@ pub(crate) struct Look {
     limits: String,
     timers: String,
     nice: String,
+    files: Files,
+}
+
+/// The files that the process was given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Files {
+    /// Of the directory and all that was made in it: mode, owner, group, bytes of extended attributes.
+    made: Vec<(u32, u32, u32, usize)>,
+    /// How standard output and standard error are open.
+    flags: [u32; 2],
+    /// Something was written, made or linked.
+    used: bool,
+}
+
+impl Files {
+    fn at(pid: i32, directory: &AttemptDirectory) -> io::Result<Self> {
+        let outputs = Stream::ALL.map(|stream| directory.stream(stream));
+        let folders = [directory.path.clone(), directory.work(), directory.tmp()];
+        let (mut made, mut used) = (Vec::new(), false);
+        for path in outputs.iter().chain(&folders) {
+            let file = fs::symlink_metadata(path)?;
+            used |= file.is_file() && (file.len() > 0 || file.nlink() != 1);
+            made.push((file.mode(), file.uid(), file.gid(), attributes(path)));
+        }
+        for (folder, entries) in folders.iter().zip([ENTRIES, 0, 0]) {
+            used |= fs::read_dir(folder)?.count() != entries;
+        }
+        let flags =
+            |fd| Ok::<_, io::Error>(open_flags(&fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}"))?));
+        Ok(Self { made, flags: [flags(1)?, flags(2)?], used })
+    }
+}
+
+/// Entries of a directory as it is made: the record, two outputs, two folders.
+const ENTRIES: usize = 5;
+
+/// Bytes of the names of a file's extended attributes; none where there is no such thing.
+fn attributes(path: &Path) -> usize {
+    rustix::fs::llistxattr(path, &mut [0_u8; 0][..]).unwrap_or(0)
+}
+
+/// From the kernel's account of a descriptor, without what says nothing about the file: closed at an exec (the
+/// process's own business) and large files (a matter of architecture).
+fn open_flags(account: &str) -> u32 {
+    const NOT_OF_THE_FILE: u32 = 0o2_100_000;
+    let flags = account.lines().find_map(|line| line.strip_prefix("flags:"));
+    flags.and_then(|octal| u32::from_str_radix(octal.trim(), 8).ok()).unwrap_or(0) & !NOT_OF_THE_FILE
 }
 
 impl Look {
@@ -77,7 +125,14 @@ impl Look {
             // Not on every kernel.
             timers: fs::read_to_string(process.join("timers")).unwrap_or_default(),
             nice: nice.unwrap_or_default().to_owned(),
+            files: Files::at(pid, directory)?,
         })
+    }
+
+    /// Whether its directory and its outputs can be the next instance's: nobody has used them, and they are what
+    /// they were `before`.
+    pub(crate) fn files_are_unused(&self, before: &Self) -> bool {
+        !self.files.used && self.files == before.files
     }
 
     /// What is there now and was not there `before`, as the end of "it left …"; `None`: nothing.
@@ -126,6 +181,7 @@ fn numbers(folder: &Path) -> io::Result<BTreeSet<i32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attempts::{Attempts, Retention};
 
     fn look() -> Look {
         Look {
@@ -137,6 +193,7 @@ mod tests {
             limits: "Max open files 10".to_owned(),
             timers: String::new(),
             nice: "0".to_owned(),
+            files: Files { made: vec![(0o40700, 0, 0, 0)], flags: [0o2001; 2], used: false },
         }
     }
 
@@ -170,5 +227,46 @@ mod tests {
         for (now, told) in cases {
             assert_eq!(now.left_since(&before).as_deref(), Some(told));
         }
+    }
+
+    #[test]
+    fn files_that_were_used_are_not_the_next_ones() {
+        let before = look();
+        assert!(look().files_are_unused(&before));
+        let changed = [
+            Files { used: true, ..before.files.clone() },
+            Files { made: vec![(0o40755, 0, 0, 0)], ..before.files.clone() },
+            Files { made: vec![(0o40700, 0, 0, 5)], ..before.files.clone() },
+            Files { flags: [0o6001, 0o2001], ..before.files.clone() },
+        ];
+        for files in changed {
+            let now = Look { files, ..look() };
+            assert!(!now.files_are_unused(&before), "{now:?}");
+            assert_eq!(now.left_since(&before), None, "what it was given, it may change");
+        }
+        assert_eq!(open_flags("pos:\t0\nflags:\t02102001\nmnt_id:\t7\n"), 0o2001);
+    }
+
+    #[test]
+    fn a_directory_is_unused_until_something_is_in_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let attempts = Attempts::open(folder.path(), Retention::default()).expect("made");
+        let directory = attempts.create_spare(1).expect("made");
+        for path in [directory.record(), directory.stream(Stream::Stdout), directory.stream(Stream::Stderr)] {
+            fs::write(path, "").expect("written");
+        }
+        let me = i32::try_from(std::process::id()).expect("small");
+        let used = || Files::at(me, &directory).expect("readable").used;
+        assert!(!used());
+        for path in [directory.work().join("a"), directory.tmp().join("b"), directory.path.join("c")] {
+            fs::write(&path, "").expect("written");
+            assert!(used(), "{}", path.display());
+            fs::remove_file(path).expect("removed");
+        }
+        fs::hard_link(directory.stream(Stream::Stdout), folder.path().join("link")).expect("linked");
+        assert!(used(), "who has a link reads what the next one writes");
+        fs::remove_file(folder.path().join("link")).expect("removed");
+        fs::write(directory.stream(Stream::Stderr), "told").expect("written");
+        assert!(used());
     }
 }

@@ -19,7 +19,7 @@ mod look;
 mod pool;
 
 pub(crate) use self::{
-    kept::{Handed, Stay, end_leftovers},
+    kept::{Files, Handed, Stay, end_leftovers},
     pool::{Again, Handle, Pool},
 };
 

@@ -37,7 +37,7 @@ use crate::{
     launcher::{Launch, LaunchError, Launched, Launcher},
     node::Slot,
     pace::UnderWay,
-    spares::{self, Handed, Stay},
+    spares::{self, Files, Handed, Stay},
 };
 
 /// What the supervisor wants of an attempt; each is more urgent than the one before.
@@ -253,27 +253,37 @@ impl Attend {
     }
 
     /// The attempt is over and its process is not. The row has the last word, as ever: only if it says that the
-    /// instance had ended (or went on elsewhere) is the process used again.
+    /// instance had ended (or went on elsewhere) is the process used again. It holds its slot until then, so that
+    /// whoever is claimed next finds it, and no other process is launched beside it.
     async fn goes_on_without(self, again: spares::Again) {
-        drop((self.slot, self.under_way));
+        drop(self.under_way);
         fault::point("supervisor.exit_seen");
-        let (store, of) = (&self.shared.store, self.of);
-        self.shared.failures.forget(of.instance);
-        let directory = self.shared.attempts.directory(&self.id);
+        let (shared, of) = (&self.shared, self.of);
+        shared.failures.forget(of.instance);
+        let directory = shared.attempts.directory(&self.id);
         let stderr_tail = tail_text(&directory.stream(Stream::Stderr), STDERR_TAIL).unwrap_or_default();
         let report = ExitReport { reason: ExitReason::Code(0), stderr_tail };
-        let told = tell(&self.orders, || store.exited(of, report.clone())).await;
+        let told = if shared.ledger.note_now(&shared.store, of, report.clone()).await {
+            Some(AfterExit::Recorded)
+        } else {
+            tell(&self.orders, || shared.store.exited(of, report.clone())).await
+        };
         fault::point("supervisor.exit_told");
-        if told.is_some() {
-            // Before it serves another one: two attempts' records must not name one process.
-            self.shared.put_away(self.id).await;
-            fault::point("supervisor.put_away");
-        }
-        if let Some(AfterExit::Recorded) = told {
-            again.keep().await;
+        let moved = if let Some(AfterExit::Recorded) = told {
+            again.move_out(&self.id).await.ok()
         } else {
             warn!("a process that says that its instance has ended is ended: the store does not say so");
             again.end().await;
+            None
+        };
+        if told.is_some() && !matches!(moved, Some((_, Files::Taken))) {
+            shared.put_away(self.id).await;
+            fault::point("supervisor.put_away");
+        }
+        // Not before: two attempts' records must not name one process.
+        match moved {
+            Some((ready, _)) => ready.stand_by(self.slot),
+            None => drop(self.slot),
         }
     }
 

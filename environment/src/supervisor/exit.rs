@@ -324,6 +324,42 @@ pub(crate) fn tail_text(path: &Path, bytes: usize) -> io::Result<String> {
 mod tests {
     use super::*;
 
+    /// What it used for others is not this attempt's: neither processor time nor memory.
+    #[tokio::test]
+    #[expect(
+        clippy::disallowed_methods,
+        clippy::zombie_processes,
+        reason = "a child of its own, which it collects"
+    )]
+    async fn a_process_that_serves_another_attempt_is_accounted_anew() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let directory = AttemptDirectory { path: folder.path().to_owned() };
+        // 60 MB in one variable, given back; then it waits.
+        let script = "x=$(head -c 60000000 /dev/zero | tr '\\0' a); unset x; echo ready; read y";
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", script])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .expect("a shell");
+        let mut ready = [0; 6];
+        io::Read::read_exact(child.stdout.as_mut().expect("piped"), &mut ready).expect("it is ready");
+        let pid = rustix::process::Pid::from_child(&child);
+        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).expect("it lives");
+        let id = ProcessId::of(pid).expect("it lives");
+        let process = Process::register(id, directory.clone(), pidfd).map_err(|(_, e)| e).expect("watched");
+        let used = sys::begin_accounting(id.pid);
+        assert!(used > 10_000, "60 MB cost some time: {used}");
+
+        let process = process.in_directory(directory);
+        drop(child.stdin.take());
+        process.ended().await.expect("watched");
+        let usage = process.collect().await.expect("collected").usage.expect("our own child");
+
+        assert!(usage.cpu_micros < used, "{usage:?} after {used}");
+        assert!(usage.peak_memory_bytes < 40_000_000, "{usage:?}");
+    }
+
     #[test]
     fn a_tail_is_whole_characters_and_no_longer_than_asked() {
         let folder = tempfile::tempdir().expect("a folder");

@@ -4,6 +4,9 @@
 //! accounting. Such ends wait a moment for others, and the store notes all of them in one statement: under load
 //! they cost no transaction each, and alone none that the next start would wait behind.
 //!
+//! A process that may serve another instance waits for this, with its slot: then nothing is waited for, and only
+//! what comes while others are told is told together.
+//!
 //! It decides nothing: the store says of which something is left to decide, and those are told one by one, as
 //! are all ends that look like a crash. What was not told when the service dies is found by its record at
 //! the next start.
@@ -26,7 +29,11 @@ const GATHER: Duration = Duration::from_millis(50);
 
 /// Ends that wait to be told. Whoever is the first tells those that came until then.
 #[derive(Debug, Default)]
-pub(super) struct Ledger(Mutex<Vec<Entry>>);
+pub(super) struct Ledger {
+    waiting: Mutex<Vec<Entry>>,
+    /// Held by who tells at once.
+    turn: tokio::sync::Mutex<()>,
+}
 
 #[derive(Debug)]
 struct Entry {
@@ -46,19 +53,33 @@ impl Ledger {
         answer.await.unwrap_or(false)
     }
 
+    /// The same at once, for who waits for the answer.
+    pub(super) async fn note_now(&self, store: &Store, of: AttemptRef, report: ExitReport) -> bool {
+        let (noted, answer) = oneshot::channel();
+        self.queue(Entry { of, report, noted });
+        let turn = self.turn.lock().await;
+        // Others may have told it meanwhile.
+        tell(store, self.take()).await;
+        drop(turn);
+        answer.await.unwrap_or(false)
+    }
+
     /// Answers how many wait now.
     fn queue(&self, entry: Entry) -> usize {
-        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.push(entry);
         waiting.len()
     }
 
     fn take(&self) -> Vec<Entry> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 async fn tell(store: &Store, entries: Vec<Entry>) {
+    if entries.is_empty() {
+        return;
+    }
     let exits = entries.iter().map(|entry| (entry.of, entry.report.clone())).collect();
     let undecided = store.account_exits(exits).await;
     if let Err(error) = &undecided {

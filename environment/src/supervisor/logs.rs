@@ -9,7 +9,7 @@
 use std::{
     fs::{File, OpenOptions},
     io,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, MetadataExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -67,19 +67,43 @@ pub fn read(
     from: From,
     max: usize,
 ) -> io::Result<Chunk> {
-    // Asked before the file is read: if it had ended then, what is read is all there is.
-    let ended = !attempts.directory(id).path.exists();
-    let Some(file) = open(attempts, id, stream)? else { return Ok(Chunk { ended, ..Chunk::default() }) };
+    loop {
+        // Asked before the file is read: if it had ended then, what is read is all there is.
+        let ended = !attempts.directory(id).path.exists();
+        let Some((path, file)) = open(attempts, id, stream)? else {
+            return Ok(Chunk { ended, ..Chunk::default() });
+        };
+        let chunk = read_open(&file, ended, from, max)?;
+        // An attempt that wrote nothing leaves its files to the next one of the same process. Still in its place, it
+        // was this attempt's while it was read.
+        if is_still(&path, &file)? {
+            return Ok(chunk);
+        }
+    }
+}
+
+/// Whether the file is what the path names.
+fn is_still(path: &Path, file: &File) -> io::Result<bool> {
+    let named = match std::fs::metadata(path) {
+        Ok(named) => named,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(e) => return Err(e),
+    };
+    let open = file.metadata()?;
+    Ok((named.dev(), named.ino()) == (open.dev(), open.ino()))
+}
+
+fn read_open(file: &File, ended: bool, from: From, max: usize) -> io::Result<Chunk> {
     let size = file.metadata()?.len();
-    let dropped = dropped(&file, size)?;
+    let dropped = dropped(file, size)?;
     let start = match from {
         From::Offset(offset) => offset,
-        From::LastLines(lines) => last_lines(&file, dropped, size, lines)?,
+        From::LastLines(lines) => last_lines(file, dropped, size, lines)?,
     };
     let offset = start.max(dropped).min(size.max(start));
     let wanted = size.saturating_sub(offset).min(u64::try_from(max.min(CHUNK_MAX)).unwrap_or(u64::MAX));
     let mut data = vec![0; usize::try_from(wanted).unwrap_or(CHUNK_MAX)];
-    let read = read_full(&file, &mut data, offset)?;
+    let read = read_full(file, &mut data, offset)?;
     data.truncate(read);
     let next_offset = offset + u64::try_from(read).unwrap_or(0);
     Ok(Chunk { data, offset, next_offset, dropped, ended: ended && next_offset >= size })
@@ -107,11 +131,11 @@ pub async fn follow(
 }
 
 /// The file may move to its place among the ended while we look: then it is looked for again.
-fn open(attempts: &Attempts, id: &AttemptId, stream: Stream) -> io::Result<Option<File>> {
+fn open(attempts: &Attempts, id: &AttemptId, stream: Stream) -> io::Result<Option<(PathBuf, File)>> {
     for _ in 0..3 {
         let Some(path) = attempts.find(id, stream) else { return Ok(None) };
-        match File::open(path) {
-            Ok(file) => return Ok(Some(file)),
+        match File::open(&path) {
+            Ok(file) => return Ok(Some((path, file))),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(e),
         }
@@ -262,7 +286,7 @@ pub fn trim(path: &Path, limit: u64) -> io::Result<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::MetadataExt};
+    use std::fs;
 
     use dormouse_core::domain::id::{Attempt, InstanceId, Tenant};
 

@@ -1,12 +1,16 @@
 //! Processes that stand ready, and processes that serve one instance after the other: what each instance finds,
 //! what nothing of it reaches the next, and kill -9 at every point of a hand-over.
 
-use std::{collections::HashSet, fs};
+use std::{collections::HashSet, fs, path::Path};
 
 use dormouse_management_sdk::{Code, ImageOptions, ImageRef, Payload, StartInstance, Status};
 use dormouse_tests::{
     cluster::{Cluster, Database, Layout, Part},
-    fault, wait,
+    controller::{Controller, chain},
+    fault,
+    machines::{Machine, Machines},
+    previous::{self, Release},
+    wait,
 };
 use serde::Deserialize;
 
@@ -19,6 +23,11 @@ on_both! {
     killed_at_each_point_of_a_hand_over,
     a_killed_core_costs_no_attempt,
     nobody_stands_by_unasked,
+    what_was_not_written_to_goes_with_its_process,
+    what_the_sdk_takes_back_reaches_nobody,
+    spares_give_way_when_slots_are_short,
+    an_image_whose_spares_end_at_once_is_a_problem_and_works,
+    an_image_of_the_previous_release_cannot_stand_by,
 }
 
 /// What the program `guest` found.
@@ -33,6 +42,7 @@ struct Seen {
     tmpdir: String,
     files: usize,
     word: Option<String>,
+    alarm: Option<u32>,
     before: u32,
 }
 
@@ -63,7 +73,15 @@ async fn run(cluster: &Cluster, id: &str, leave: &str) -> Seen {
 
 /// The processes that are recorded as spares.
 fn spares(cluster: &Cluster) -> HashSet<i32> {
-    let folder = fs::read_dir(cluster.data_dir().join("spares")).expect("the folder");
+    spares_in(&cluster.data_dir())
+}
+
+fn spares_in(data_dir: &Path) -> HashSet<i32> {
+    recorded_in(&data_dir.join("spares"))
+}
+
+fn recorded_in(folder: &Path) -> HashSet<i32> {
+    let folder = fs::read_dir(folder).expect("the folder");
     let record = |entry: fs::DirEntry| {
         let text = fs::read_to_string(entry.path().join("process.json")).ok()?;
         let record: serde_json::Value = serde_json::from_str(&text).ok()?;
@@ -78,10 +96,17 @@ fn runs(pid: i32) -> bool {
 }
 
 async fn until_spares(cluster: &Cluster, count: usize) -> HashSet<i32> {
+    until_spares_in(&cluster.data_dir(), count).await
+}
+
+async fn until_spares_in(data_dir: &Path, count: usize) -> HashSet<i32> {
     wait::until(&format!("{count} spares"), async || {
-        let spares = spares(cluster);
+        let spares = spares_in(data_dir);
         let all_run = spares.iter().all(|pid| runs(*pid));
-        if spares.len() == count && all_run { Ok(spares) } else { Err(format!("{spares:?}")) }
+        // One that has served is none yet while its attempt's files are put away.
+        let busy = recorded_in(&data_dir.join("attempts"));
+        let none_serves = spares.is_disjoint(&busy);
+        if spares.len() == count && all_run && none_serves { Ok(spares) } else { Err(format!("{spares:?}")) }
     })
     .await
 }
@@ -174,7 +199,20 @@ async fn what_a_workflow_leaves_behind_ends_its_process(database: Database) {
     let cluster = Cluster::up(database).await;
     cluster.push("guest").await;
     set(&cluster, 0, 100).await;
-    for leave in ["thread", "file", "child", "orphan", "umask", "directory"] {
+    for leave in [
+        "thread",
+        "file",
+        "child",
+        "orphan",
+        "umask",
+        "directory",
+        "handler",
+        "ignored",
+        "mask",
+        "timer",
+        "limit",
+        "nice",
+    ] {
         let left = run(&cluster, &format!("{leave}-a"), leave).await;
         wait::until(&format!("{leave}: its process has ended"), async || {
             if runs(left.pid) { Err("it runs") } else { Ok(()) }
@@ -232,6 +270,7 @@ async fn killed_at_each_point_of_a_hand_over(database: Database) {
         "spare.moved",
         "spare.document_sent",
         "spare.refit_recorded",
+        "spare.moved_back",
         "supervisor.exit_seen",
         "supervisor.exit_told",
         "supervisor.put_away",
@@ -244,7 +283,9 @@ async fn killed_at_each_point_of_a_hand_over(database: Database) {
         let mut accepted = Vec::new();
         for n in 0..6 {
             let id = format!("{point}-{n}").replace('.', "-");
-            let start = start_of(&id, "nothing").env("DORMOUSE_TALLY_FILE", tally.display().to_string());
+            // Directories go with their process where nothing was written, and else stay.
+            let leave = if n % 2 == 0 { "silent" } else { "nothing" };
+            let start = start_of(&id, leave).env("DORMOUSE_TALLY_FILE", tally.display().to_string());
             accepted.push((id, start));
         }
         let starts = async {
@@ -314,4 +355,187 @@ async fn nobody_stands_by_unasked(database: Database) {
     let refused = cluster.client().set_image(&probe, options).await.expect_err("it cannot stand by");
     assert!(refused.refused_with(Code::FailedPrecondition), "{refused}");
     assert!(refused.to_string().contains("build it with 0.3.0 or newer"), "{refused}");
+}
+
+/// A directory in which nothing was written is the next instance's: under its own name, with its own outputs.
+async fn what_was_not_written_to_goes_with_its_process(database: Database) {
+    let cluster = Cluster::up(database).await;
+    cluster.push("guest").await;
+    set(&cluster, 0, 100).await;
+    let first = run(&cluster, "silent-1", "silent").await;
+    let spare = until_spares(&cluster, 1).await;
+    assert!(spare.contains(&first.pid), "{first:?}");
+    let second = run(&cluster, "silent-2", "silent").await;
+    until_spares(&cluster, 1).await;
+    let third = run(&cluster, "loud", "nothing").await;
+    until_spares(&cluster, 1).await;
+    assert_eq!([first.pid, second.pid], [second.pid, third.pid], "one process serves all");
+    for seen in [&first, &second, &third] {
+        let own = format!("/attempts/{}.1/", seen.instance);
+        assert!(seen.directory.contains(&own) && seen.tmpdir.contains(&own), "{seen:?}");
+        assert_eq!(seen.files, 0, "{seen:?}");
+    }
+    assert_eq!(output(&cluster, "loud").await, "loud was here\n");
+    for id in ["silent-1", "silent-2"] {
+        let outputs = cluster.data_dir().join("outputs").join(id);
+        assert!(!outputs.exists(), "it wrote nothing: {}", outputs.display());
+    }
+    // Who changed what it was given has used it: how its output is open, a second name of it.
+    for leave in ["nonblocking", "linked"] {
+        let pid = run(&cluster, leave, leave).await.pid;
+        let spare = until_spares(&cluster, 1).await;
+        assert!(spare.contains(&pid), "{leave}");
+        let next = run(&cluster, &format!("after-{leave}"), "nothing").await;
+        assert_eq!(next.pid, pid, "{leave}: that alone ends no process");
+        until_spares(&cluster, 1).await;
+        assert_eq!(output(&cluster, leave).await, format!("{leave} was here\n"));
+    }
+}
+
+/// The SDK stops timers that would end the process; memory that was given back ends nobody.
+async fn what_the_sdk_takes_back_reaches_nobody(database: Database) {
+    let cluster = Cluster::up(database).await;
+    cluster.push("guest").await;
+    set(&cluster, 0, 100).await;
+    let mut pids = HashSet::new();
+    for (n, leave) in ["alarm", "memory", "nothing"].into_iter().enumerate() {
+        let seen = run(&cluster, leave, leave).await;
+        assert_eq!((seen.alarm, seen.attempt, seen.before), (None, 1, u32::try_from(n).expect("few")));
+        pids.insert(seen.pid);
+        until_spares(&cluster, 1).await;
+    }
+    assert_eq!(pids.len(), 1, "one process serves all");
+}
+
+async fn spares_give_way_when_slots_are_short(database: Database) {
+    let mut cluster = Cluster::up(database).await;
+    cluster.kill_services();
+    cluster.set_variable("DORMOUSE_SLOTS", "2");
+    cluster.start_services().await;
+    cluster.push("guest").await;
+    cluster.push("unready").await;
+    set(&cluster, 2, 1).await;
+    let stood = until_spares(&cluster, 2).await;
+    let until = cluster.scratch().join("enough");
+    let hold = |id: &str| {
+        let input = Payload::json(&serde_json::json!({ "until": until })).expect("JSON");
+        StartInstance::of("unready").id(id).payload(input)
+    };
+    // Not one of theirs: it waits for nobody, and they go.
+    cluster.start(hold("one")).await;
+    cluster.until("one", "runs", |i| i.status == Status::Running).await;
+    let left = until_spares(&cluster, 1).await;
+    assert!(left.is_subset(&stood));
+    cluster.start(hold("two")).await;
+    cluster.until("two", "runs", |i| i.status == Status::Running).await;
+    until_spares(&cluster, 0).await;
+    fs::write(&until, "").expect("written");
+    for id in ["one", "two"] {
+        let ended = cluster.until_ended(id, Status::Completed).await;
+        assert_eq!(ended.attempt, 1, "nobody was ended for a spare");
+    }
+    assert!(until_spares(&cluster, 2).await.is_disjoint(&stood));
+}
+
+async fn an_image_whose_spares_end_at_once_is_a_problem_and_works(database: Database) {
+    let cluster = Cluster::up(database).await;
+    cluster.push("unready").await;
+    let image: ImageRef = "unready".parse().expect("a name");
+    let wished = |spares| ImageOptions { spares: Some(spares), reuse: None };
+    cluster.client().set_image(&image, wished(2)).await.expect("its SDK can");
+    let problems = async || cluster.client().health().await.expect("answered").problems;
+    let told = wait::until("it is told", async || problems().await.pop().ok_or("no problem")).await;
+    assert!(
+        told.starts_with("spares of unready:1 do not stand by on this node (it ended before it stood by: it has no licence)"),
+        "{told}"
+    );
+    assert!(told.ends_with("or say `dormouse image set unready:1 --spares 0`"), "{told}");
+    let node = cluster.client().nodes().await.expect("listed").remove(0);
+    assert!(node.in_force.iter().any(|phrase| phrase == "spares of 1 image do not stand by"), "{node:?}");
+    // Launched without.
+    let input = Payload::json(&serde_json::json!({ "until": "/" })).expect("JSON");
+    cluster.start(StartInstance::of("unready").id("plain").payload(input)).await;
+    assert_eq!(cluster.until_ended("plain", Status::Completed).await.attempt, 1);
+    // Somebody else's image is nobody's problem but theirs.
+    let token = cluster.token("other", "reader", dormouse_management_sdk::Role::Reader).await;
+    let other = cluster.controller_with(&token, "other").await;
+    assert_eq!(other.client().health().await.expect("answered").problems, Vec::<String>::new());
+    cluster.client().set_image(&image, wished(0)).await.expect("set");
+    wait::until("the problem is over", async || {
+        let problems = problems().await;
+        if problems.is_empty() { Ok(()) } else { Err(format!("{problems:?}")) }
+    })
+    .await;
+}
+
+async fn an_image_of_the_previous_release_cannot_stand_by(database: Database) {
+    let cluster = Cluster::up(database).await;
+    cluster.push_of(Release::Previous, "order").await;
+    let order: ImageRef = "order".parse().expect("a name");
+    for options in
+        [ImageOptions { spares: Some(1), reuse: None }, ImageOptions { spares: None, reuse: Some(2) }]
+    {
+        let refused = cluster.client().set_image(&order, options).await.expect_err("it cannot stand by");
+        assert!(refused.refused_with(Code::FailedPrecondition), "{refused}");
+        let said = refused.to_string();
+        assert!(said.contains(&previous::release()), "{said}");
+        assert!(said.contains("build it with 0.3.0 or newer"), "{said}");
+    }
+    assert!(spares(&cluster).is_empty());
+}
+
+/// What stood by for a lease that is lost is ended; those of the next lease prove themselves anew.
+#[tokio::test]
+async fn invariant_4_spares_end_with_their_lease() {
+    let mut machines = Machines::none().await;
+    machines.add(1, 2);
+    let all: Vec<Machine> = machines.cores().chain(machines.nodes()).collect();
+    for machine in all {
+        machines.set_variable(machine, "DORMOUSE_LEASE", "3s");
+    }
+    machines.start_all().await;
+    machines.push("guest").await;
+    let asked = machines.controller(0);
+    let options = ImageOptions { spares: Some(1), reuse: None };
+    asked.client().set_image(&guest(), options).await.expect("the SDK can");
+    let (lost, data_dir) = (Machine::Node(1), machines.data_dir(Machine::Node(1)));
+    let before = until_spares_in(&data_dir, 1).await;
+
+    machines.freeze(lost);
+    let id = fs::read_to_string(data_dir.join("node")).expect("its id");
+    let node = async |asked: &Controller| {
+        let nodes = asked.client().nodes().await.map_err(chain)?;
+        nodes.into_iter().find(|node| node.id == id.trim()).ok_or_else(|| "it is not listed".to_owned())
+    };
+    wait::until("the node has lost its lease", async || {
+        let node = node(machines.controller(0)).await?;
+        if node.lost { Ok(()) } else { Err(format!("{node:?}")) }
+    })
+    .await;
+    machines.thaw(lost);
+    wait::until("the spare of the lost lease has ended", async || {
+        if before.iter().any(|pid| runs(*pid)) { Err("it runs") } else { Ok(()) }
+    })
+    .await;
+    let after = until_spares_in(&data_dir, 1).await;
+    assert!(after.is_disjoint(&before));
+
+    // Nobody but the node that came back may serve.
+    let other = fs::read_to_string(machines.data_dir(Machine::Node(0)).join("node")).expect("its id");
+    let asked = machines.controller(0);
+    asked.client().drain_node(other.trim(), false).await.expect("asked");
+    until_spares_in(&machines.data_dir(Machine::Node(0)), 0).await;
+    let mut n = 0;
+    loop {
+        let ready = until_spares_in(&data_dir, 1).await;
+        n += 1;
+        let id = format!("after-{n}");
+        asked.start(start_of(&id, "nothing")).await;
+        let ended = asked.until_ended(&id, Status::Completed).await;
+        let seen: Seen = serde_json::from_slice(&ended.output.expect("an output").data).expect("what it saw");
+        assert_eq!(seen.attempt, 1, "its core takes it");
+        if ready.contains(&seen.pid) {
+            return;
+        }
+    }
 }
