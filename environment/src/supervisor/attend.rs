@@ -346,7 +346,7 @@ impl Attend {
                     return Some(ladder.ending);
                 }
                 () = done(stay.as_deref_mut()) => {
-                    if ladder.lets_go_on() {
+                    if ladder.lets_go_on(*self.orders.borrow()) {
                         return Some(Ending::Done);
                     }
                     // It is asked to leave, and leaves when nobody can give it more.
@@ -547,9 +547,9 @@ async fn done(stay: Option<&mut Stay>) {
 }
 
 impl Ladder {
-    /// Nobody wants the process to end.
-    fn lets_go_on(&self) -> bool {
-        matches!(self.ending, Ending::Itself) && matches!(self.step, Step::None | Step::Register(_))
+    /// Nobody wants the process to end: at most it was left to itself, since its ending was seen before its word.
+    fn lets_go_on(&self, order: Order) -> bool {
+        matches!(self.ending, Ending::Itself) && order <= Order::Leave && !matches!(self.step, Step::Kill(_))
     }
 
     fn next_at(&self) -> Option<Instant> {
