@@ -91,7 +91,12 @@ impl Cluster {
 
     /// On a server that the test itself kills and starts again.
     pub async fn up_on(layout: Layout, server: &postgres::Server) -> Self {
-        Self::ready(layout, Release::This, Rows::Own { url: server.url("postgres") }).await
+        Self::up_at(layout, server.url("postgres")).await
+    }
+
+    /// On whatever is at this address.
+    pub async fn up_at(layout: Layout, url: String) -> Self {
+        Self::ready(layout, Release::This, Rows::Own { url }).await
     }
 
     async fn ready(layout: Layout, release: Release, rows: Rows) -> Self {

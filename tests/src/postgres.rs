@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use dormouse_proto::endpoint::Identity;
 use nix::unistd::{Uid, User};
 
 use crate::{fault, guard::Guard, process::Pid, wait};
@@ -117,6 +118,29 @@ impl Server {
         fs::write(&path, defaults + &settings).expect("own file");
         server.launch();
         server
+    }
+
+    /// One that also listens at a port, and encrypts if it is given a certificate.
+    pub fn start_at_port(identity: Option<&Identity>) -> (Self, u16) {
+        let server = Self::start();
+        server.stop();
+        let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+        let port = free.expect("a port is free").port();
+        server.configure(&format!("listen_addresses = '127.0.0.1'\nport = {port}"));
+        if let Some(identity) = identity {
+            server.configure("ssl = on");
+            for (name, text) in [("server.crt", &identity.certificate_pem), ("server.key", &identity.key_pem)]
+            {
+                let path = server.data().join(name);
+                fs::write(&path, text).expect("own directory");
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("own file");
+                if let Some(user) = server_user() {
+                    chown(&path, Some(user.uid.as_raw()), Some(user.gid.as_raw())).expect("root may");
+                }
+            }
+        }
+        server.start_again();
+        (server, port)
     }
 
     /// Where clients connect.

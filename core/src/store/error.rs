@@ -345,7 +345,9 @@ impl Error {
     /// Whether a server that could not be used may be usable soon.
     pub(super) fn may_pass(&self) -> bool {
         match self {
-            Self::Unavailable(source) | Self::Open { source: Some(source), .. } => is_connection_lost(source),
+            Self::Unavailable(source) | Self::Open { source: Some(source), .. } => {
+                is_connection_lost(source) && !is_not_encrypted(source)
+            }
             _ => false,
         }
     }
@@ -381,6 +383,20 @@ impl From<sqlx::Error> for Error {
 const READ_ONLY: &str =
     "the database is read-only, as a standby or in recovery is; promote it, or name its primary";
 
+/// What [`is_not_encrypted`] means for people.
+pub(super) const NOT_ENCRYPTED: &str = "there is no connection to the database as encrypted as sslmode asks: the server offers \
+    none, or its certificate is not of the system's authorities or of sslrootcert's, or has another name than its address";
+
+/// Whether the connection is not encrypted as its address asks: waiting does not help.
+pub(super) fn is_not_encrypted(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Tls(_) => true,
+        // What the handshake says of a certificate.
+        sqlx::Error::Io(error) => error.kind() == std::io::ErrorKind::InvalidData,
+        _ => false,
+    }
+}
+
 /// What the database's words mean, and what to do about it.
 pub(super) fn database_state(error: &sqlx::Error) -> &'static str {
     match database_code(error).as_deref() {
@@ -390,6 +406,7 @@ pub(super) fn database_state(error: &sqlx::Error) -> &'static str {
         Some("25006") => READ_ONLY,
         Some("57P03") => "the database is starting or recovering; wait until it has",
         Some("57P01" | "57P02") => "the database was shut down; start it",
+        None if is_not_encrypted(error) => NOT_ENCRYPTED,
         _ => "the database does not answer",
     }
 }

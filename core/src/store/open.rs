@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use super::{
-    error::{Error, Result, database_state, is_connection_lost},
+    error::{Error, NOT_ENCRYPTED, Result, database_state, is_connection_lost, is_not_encrypted},
     postgres::PostgresServer,
     sql::{Conn, Kind},
     sqlite::SqliteFile,
@@ -106,6 +106,7 @@ impl Connector {
                 }
                 Some(_) if is_connection_lost(error) => database_state(error).to_owned(),
                 Some(error) => format!("it says {:?}; check its address", error.message()),
+                None if is_not_encrypted(error) => NOT_ENCRYPTED.to_owned(),
                 None => "it does not answer; check its address and that it runs".to_owned(),
             },
         }

@@ -22,6 +22,7 @@ mod batch_trace;
 mod command;
 mod configuration;
 mod credentials;
+mod encryption;
 mod hostile_disk;
 mod hostile_fields;
 mod hostile_frames;
