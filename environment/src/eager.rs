@@ -98,6 +98,7 @@ impl Desk {
             register_by: Instant::now() + open.work.register_within,
             work: open.work.clone(),
             desk: self.clone(),
+            inside: open.inside.clone(),
             _inside: open.inside.token(),
         })
     }
@@ -125,12 +126,14 @@ pub(crate) struct Place {
     register_by: Instant,
     work: Work,
     desk: Desk,
+    inside: TaskTracker,
     _inside: TaskTrackerToken,
 }
 
 impl Place {
     /// Starts, and launches what was claimed, also if the caller stops waiting meanwhile.
     pub(crate) async fn start(self, store: Store, request: StartRequest) -> store::Result<Started> {
+        let inside = self.inside.clone();
         let starting = async move {
             let (started, claim) = store.start_claimed(request, self.work.claimant.clone()).await?;
             if let Some(claim) = claim {
@@ -138,7 +141,7 @@ impl Place {
             }
             Ok(started)
         };
-        match tokio::spawn(starting.in_current_span()).await {
+        match inside.spawn(starting.in_current_span()).await {
             Ok(started) => started,
             Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
             // The runtime is being shut down.

@@ -26,10 +26,13 @@ pub(super) enum News {
     Ending,
 }
 
-/// Who waits for which instance.
+/// Who waits for which instance, and for what.
+type Waiting = HashMap<InstanceKey, Vec<(News, Arc<Notify>)>>;
+
+/// Wakes those who wait for instances.
 #[derive(Default)]
 pub(super) struct Watchers {
-    waiting: Mutex<HashMap<InstanceKey, Vec<(News, Arc<Notify>)>>>,
+    waiting: Mutex<Waiting>,
     /// How often tokens changed, as far as it was told.
     pub(super) tokens: watch::Sender<u64>,
 }
@@ -77,7 +80,7 @@ impl Watchers {
     }
 
     /// Nothing is left half done under this lock.
-    fn lock(&self) -> MutexGuard<'_, HashMap<InstanceKey, Vec<(News, Arc<Notify>)>>> {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
