@@ -15,6 +15,7 @@ use std::{
 };
 
 use dormouse_core::{
+    fault,
     store::{self, Claim, Claimant, StartRequest, Started, Store},
     timings::Laps,
 };
@@ -137,6 +138,7 @@ impl Place {
         let starting = async move {
             let (started, claim) = store.start_claimed(request, self.work.claimant.clone()).await?;
             if let Some(claim) = claim {
+                fault::point("scheduler.claimed"); // as the others
                 self.launch(claim).await;
             }
             Ok(started)
