@@ -1,6 +1,7 @@
 //! kill -9 of core at every point of a batch of many: what was acknowledged is there, of the rest each request
 //! wholly or not at all, nothing twice; and every instance goes on to its end.
 
+use dormouse_management_sdk::Status;
 use dormouse_tests::{
     cluster::{Cluster, Database, Layout, Part},
     fault,
@@ -62,6 +63,7 @@ async fn invariant_1_killed_at_each_point_of_a_batch(database: Database) {
     cluster.push(Example::Fixity.program()).await;
     let amount = Amount { files: 200, pace_ms: 20, ..Amount::default() };
     let audit = Run::start(&cluster, Example::Fixity, "audit", &amount, &[]).await;
+    cluster.until(&audit.id, "runs", |instance| instance.status == Status::Running).await;
     cluster.kill(Part::Environment);
     cluster.set_variable("DORMOUSE_SLOTS", "64");
     cluster.start_services().await;
