@@ -341,7 +341,8 @@ pub(crate) enum Status {
 /// What a process and the children it waited for used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Largest resident set, in bytes.
+    /// Largest resident set, in bytes. Never below that of the service that launched it: at the exec the kernel
+    /// takes the memory that both shared until then for the process's own.
     pub peak_memory_bytes: u64,
     /// Processor time in user and kernel mode, in microseconds.
     pub cpu_micros: u64,
