@@ -17,7 +17,7 @@ use std::{
 use dormouse_core::{
     fault,
     store::{self, Claim, Claimant, StartRequest, Started, Store},
-    timings::Laps,
+    timings::{self, Laps},
 };
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
@@ -158,7 +158,9 @@ impl Place {
             self.work.nudge.notify_one();
         }
         let (of, under_way) = (claim.attempt_ref(), self.under_way.of(claim.digest));
-        let launch = launch_of(claim, Laps::begin()); // its claim took no time of its own
+        let mut laps = Laps::begin();
+        laps.pass(timings::Launch::Claim); // it took no time of its own
+        let launch = launch_of(claim, laps);
         let start = Start { of, launch, register_by: self.register_by, slot: self.slot, under_way };
         // Should it have ended, the claim heals by its deadline or at the next start.
         self.work.supervisor.start(start).await;
