@@ -176,6 +176,8 @@ impl WakeScheduler {
         let mut limits_at = Instant::now();
         loop {
             changes.mark_unchanged();
+            // While we look how many slots are free nobody else takes one.
+            self.desk.caught_up(false);
             let pass = match self.pass(&mut limits_at).await {
                 Ok(pass) => pass,
                 Err(error) if error.retry() == Retry::Never => return Err(error),
